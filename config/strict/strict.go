@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package strict reads the YAML files of an operator and is particular about
+// them: an unknown key, a key given twice, a value of the wrong kind, an anchor
+// or a second document is an error that names the file, the line, the key, and
+// what would have been allowed. A reader asks an Object for the keys it knows;
+// what nobody asked for is unknown, so that no list of keys is kept twice.
+//
+// Of several mistakes the first one in the file is reported. The package opens
+// no files and keeps nothing.
+package strict
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+)
+
+// Error is one mistake in a file.
+type Error struct {
+	File    string
+	Line    int    // from 1; 0 when the mistake has no place
+	Column  int    // from 1
+	Key     string // such as tunnel.idle or pods[2].netns; empty for a syntax error
+	Problem string
+	Allowed string // what would have been right; empty when Problem says it
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.File)
+	if e.Line > 0 {
+		fmt.Fprintf(&b, ":%d:%d", e.Line, e.Column)
+	}
+	b.WriteString(": ")
+	if e.Key != "" {
+		b.WriteString(e.Key)
+		b.WriteString(": ")
+	}
+	b.WriteString(e.Problem)
+	if e.Allowed != "" {
+		b.WriteString("; allowed: ")
+		b.WriteString(e.Allowed)
+	}
+	return b.String()
+}
+
+// document gathers the mistakes of one file.
+type document struct {
+	file   string
+	errors []*Error
+}
+
+func (d *document) fail(at *token.Token, key, allowed, problem string) {
+	e := &Error{File: d.file, Key: key, Problem: problem, Allowed: allowed}
+	if at != nil && at.Position != nil {
+		e.Line, e.Column = at.Position.Line, at.Position.Column
+	}
+	d.errors = append(d.errors, e)
+}
+
+// first returns the mistake that stands first in the file.
+func (d *document) first() error {
+	if len(d.errors) == 0 {
+		return nil
+	}
+	return slices.MinFunc(d.errors, func(a, b *Error) int {
+		if a.Line != b.Line {
+			return a.Line - b.Line
+		}
+		return a.Column - b.Column
+	})
+}
+
+// Read parses data, which must be one YAML mapping or nothing at all, and calls
+// read with it. file is only used in errors, each of which is an *Error.
+func Read(file string, data []byte, read func(*Object)) error {
+	d := &document{file: file}
+	// Duplicates are ours to report: the parser's words name no key.
+	parsed, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		return d.syntax(err)
+	}
+	var root ast.Node
+	for _, doc := range parsed.Docs {
+		if doc == nil || doc.Body == nil {
+			continue
+		}
+		if root != nil {
+			d.fail(doc.Body.GetToken(), "", "one document, without ---", "has a second document")
+			return d.first()
+		}
+		root = doc.Body
+	}
+	o := d.object(root, "", nil)
+	read(o)
+	o.finish()
+	return d.first()
+}
+
+func (d *document) syntax(err error) error {
+	var located interface {
+		error
+		GetToken() *token.Token
+		GetMessage() string
+	}
+	if errors.As(err, &located) {
+		d.fail(located.GetToken(), "", "", "not valid YAML: "+located.GetMessage())
+	} else {
+		d.fail(nil, "", "", "not valid YAML: "+err.Error())
+	}
+	return d.first()
+}
+
+// kind names what stands at n, in words for an operator.
+func kind(n ast.Node) string {
+	switch n.(type) {
+	case nil, *ast.NullNode:
+		return "nothing"
+	case *ast.MappingNode, *ast.MappingValueNode:
+		return "a mapping"
+	case *ast.SequenceNode:
+		return "a list"
+	case *ast.StringNode, *ast.LiteralNode:
+		return "text"
+	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
+		return "a number"
+	case *ast.BoolNode:
+		return "true or false"
+	case *ast.AnchorNode, *ast.AliasNode, *ast.MergeKeyNode:
+		return "an anchor or an alias"
+	case *ast.TagNode:
+		return "a tag"
+	default:
+		return "something else"
+	}
+}

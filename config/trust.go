@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/config/strict"
+)
+
+// Trust is the content of a trust file: roots beside those of the node's own
+// authority, and who is not trusted any more.
+type Trust struct {
+	// Roots by trust domain. The mesh's own domain may be among them: during a
+	// rotation the old and the new root are both trusted.
+	Roots map[spiffeid.TrustDomain][]*x509.Certificate
+	// DeniedSerials are serial numbers of leaves, in lower-case hexadecimal
+	// without colons or leading zeros.
+	DeniedSerials []string
+	DeniedIDs     []spiffeid.ID
+}
+
+// Denied says whether a leaf is on the deny list, and why. It fits
+// identity.Verifier.Denied.
+func (t *Trust) Denied(leaf *x509.Certificate, id spiffeid.ID) (string, bool) {
+	if slices.Contains(t.DeniedIDs, id) {
+		return "SPIFFE ID " + id.String() + " is on the deny list", true
+	}
+	if leaf != nil && leaf.SerialNumber != nil && len(t.DeniedSerials) > 0 {
+		if serial := leaf.SerialNumber.Text(16); slices.Contains(t.DeniedSerials, serial) {
+			return "serial number " + serial + " is on the deny list", true
+		}
+	}
+	return "", false
+}
+
+// LoadTrust reads a trust file and the PEM files that it names:
+//
+//	trust:
+//	  - domain: partner.example
+//	    roots: [partner-root.pem]      # relative to the trust file
+//	deny:
+//	  serials: [3f:2a:9c]
+//	  ids: [spiffe://cluster.local/ns/demo/sa/old]
+func LoadTrust(path string) (*Trust, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read trust file: %w", err)
+	}
+	t := &Trust{Roots: map[spiffeid.TrustDomain][]*x509.Certificate{}}
+	dir := filepath.Dir(path)
+	err = strict.Read(path, data, func(o *strict.Object) {
+		o.Objects("trust", func(o *strict.Object) { t.readDomain(o, dir) })
+		o.Object("deny", func(o *strict.Object) {
+			strict.List(o, "serials", &t.DeniedSerials, "serial numbers in hexadecimal, such as 3f:2a:9c", parseSerial)
+			o.IDs("ids", &t.DeniedIDs)
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Trust) readDomain(o *strict.Object, dir string) {
+	var td spiffeid.TrustDomain
+	var roots [][]*x509.Certificate
+	o.Require("domain", "a SPIFFE trust domain")
+	o.TrustDomain("domain", &td)
+	o.Require("roots", "paths of PEM files with root certificates")
+	strict.List(o, "roots", &roots, "paths of PEM files with root certificates", func(text string) ([]*x509.Certificate, error) {
+		path, err := resolve(dir, text)
+		if err != nil {
+			return nil, err
+		}
+		return readRoots(path)
+	})
+	if o.Has("roots") && len(roots) == 0 {
+		o.Fail("roots", "one file or more", "is empty")
+	}
+	if _, twice := t.Roots[td]; twice && !td.IsZero() {
+		o.Fail("domain", "each domain once, with all its roots", "%q is given twice", td.Name())
+	}
+	t.Roots[td] = slices.Concat(roots...)
+}
+
+func readRoots(path string) ([]*x509.Certificate, error) {
+	rest, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be read: %w", err)
+	}
+	var certs []*x509.Certificate
+	for {
+		var block *pem.Block
+		block, rest = pem.Decode(rest)
+		if block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("%s holds a %s, where only certificates belong", path, strings.ToLower(block.Type))
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: certificate %d: %w", path, len(certs)+1, err)
+		}
+		if !cert.IsCA {
+			return nil, fmt.Errorf("%s: certificate %d (%s) is not a CA's", path, len(certs)+1, cert.Subject)
+		}
+		certs = append(certs, cert)
+	}
+	if len(bytes.TrimSpace(rest)) > 0 && len(certs) > 0 {
+		return nil, fmt.Errorf("%s has something that is not PEM behind certificate %d", path, len(certs))
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return certs, nil
+}
+
+// parseSerial takes 3f:2a:9c, 3F2A9C and 0x3f2a9c, as the usual tools print it.
+func parseSerial(text string) (string, error) {
+	digits := strings.ReplaceAll(strings.ToLower(text), ":", "")
+	digits = strings.TrimPrefix(digits, "0x")
+	n, ok := new(big.Int).SetString(digits, 16)
+	if !ok || n.Sign() <= 0 || strings.ContainsAny(digits, "+-_") {
+		return "", fmt.Errorf("%q is not", text)
+	}
+	if n.BitLen() > maxSerialBits {
+		return "", errors.New("is longer than the 20 bytes of RFC 5280")
+	}
+	return n.Text(16), nil
+}
+
+// maxSerialBits: a serial number has 20 octets at most (RFC 5280 4.1.2.2).
+const maxSerialBits = 160

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package static takes the pods of a node from a file. It does not watch the
+// file: whoever owns a Source calls Reload, on SIGHUP for example. Nothing needs
+// closing.
+package static
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/config/strict"
+	"github.com/culvert-mesh/culvert/pod"
+)
+
+// Source is a pod.Source over a file.
+type Source struct {
+	path        string
+	trustDomain spiffeid.TrustDomain
+
+	mu      sync.Mutex
+	pods    []pod.Pod     // guarded by mu
+	changed chan struct{} // guarded by mu
+}
+
+// Open reads the file. trustDomain is that of pods which name none.
+func Open(path string, trustDomain spiffeid.TrustDomain) (*Source, error) {
+	s := &Source{path: path, trustDomain: trustDomain, changed: make(chan struct{})}
+	pods, err := s.load()
+	if err != nil {
+		return nil, err
+	}
+	s.pods = pods
+	return s, nil
+}
+
+func (s *Source) load() ([]pod.Pod, error) {
+	data, err := os.ReadFile(s.path)
+	if err != nil {
+		return nil, fmt.Errorf("read pods: %w", err)
+	}
+	return ParseFile(s.path, data, s.trustDomain)
+}
+
+// Reload reads the file again. On an error the pods stay as they were.
+func (s *Source) Reload() error {
+	pods, err := s.load()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pods = pods
+	close(s.changed)
+	s.changed = make(chan struct{})
+	return nil
+}
+
+// Pods returns the pods that were read last.
+func (s *Source) Pods(context.Context) ([]pod.Pod, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pods := slices.Clone(s.pods)
+	for i := range pods {
+		pods[i].Addresses = slices.Clone(pods[i].Addresses)
+	}
+	return pods, nil
+}
+
+// Changed returns a channel that is closed at the next Reload.
+func (s *Source) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// ParseFile reads data as the file at path:
+//
+//	pods:
+//	  - name: web                  # needed
+//	    namespace: demo            # default: default
+//	    serviceAccount: web        # default: default
+//	    netns: /run/netns/web      # needed: the pod's network namespace
+//	    addresses: [10.0.1.7, fd00:1::7]   # one, or one of each family
+//	    trustDomain: cluster.local # default: trustDomain, the mesh's own
+//	    uid: 3b0c…                 # default: none
+//
+// A mistake is a *strict.Error.
+func ParseFile(path string, data []byte, trustDomain spiffeid.TrustDomain) ([]pod.Pod, error) {
+	r := reader{
+		trustDomain: trustDomain,
+		keys:        map[string]int{},
+		netns:       map[string]int{},
+		addrs:       map[netip.Addr]string{},
+	}
+	err := strict.Read(path, data, func(o *strict.Object) {
+		o.Objects("pods", r.read)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.list, nil
+}
+
+type reader struct {
+	trustDomain spiffeid.TrustDomain
+	list        []pod.Pod
+	keys, netns map[string]int        // the line of each
+	addrs       map[netip.Addr]string // the owner of each
+}
+
+func (r *reader) read(o *strict.Object) {
+	const netnsAllowed = "the absolute path of a network namespace, such as /run/netns/web"
+	const addressesAllowed = "one IP address, or one IPv4 and one IPv6 address"
+	p := pod.Pod{Namespace: "default", ServiceAccount: "default"}
+	td := r.trustDomain
+
+	o.RequireName("name", &p.Name)
+	o.Name("namespace", &p.Namespace)
+	o.Name("serviceAccount", &p.ServiceAccount)
+	o.TrustDomain("trustDomain", &td)
+	o.UID("uid", &p.UID)
+	p.TrustDomain = td.Name()
+	if line, twice := r.keys[p.Key()]; twice {
+		o.Fail("name", "each name once in a namespace", "%s/%s is also that of line %d", p.Namespace, p.Name, line)
+	}
+	r.keys[p.Key()] = o.Line("")
+
+	o.Require("netns", netnsAllowed)
+	strict.Scalar(o, "netns", &p.NetnsPath, netnsAllowed, func(text string) (string, error) {
+		if !filepath.IsAbs(text) {
+			return "", fmt.Errorf("%q is not", text)
+		}
+		text = filepath.Clean(text)
+		if line, twice := r.netns[text]; twice {
+			return "", fmt.Errorf("%s is also the namespace of line %d; a namespace is one pod", text, line)
+		}
+		r.netns[text] = o.Line("netns")
+		return text, nil
+	})
+
+	o.Require("addresses", addressesAllowed)
+	var v4, v6 bool
+	o.Addresses("addresses", &p.Addresses, func(a netip.Addr) error {
+		if owner, twice := r.addrs[a]; twice {
+			return fmt.Errorf("%s is also an address of %s", a, owner)
+		}
+		r.addrs[a] = p.Namespace + "/" + p.Name
+		family, name := &v6, "IPv6"
+		if a.Is4() {
+			family, name = &v4, "IPv4"
+		}
+		if *family {
+			return fmt.Errorf("%s is the pod's second %s address; name the primary one", a, name)
+		}
+		*family = true
+		return nil
+	})
+	if o.Has("addresses") && len(p.Addresses) == 0 && !o.Failed() {
+		o.Fail("addresses", addressesAllowed, "is empty")
+	}
+	r.list = append(r.list, p)
+}
