@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package telemetry
+
+// Recorder sends records to both the metrics and the access log. Either may be
+// nil; a nil Recorder records nothing. It owns neither.
+type Recorder struct {
+	Metrics *Metrics
+	Log     *AccessLog
+}
+
+// Opened counts a connection that was let through. Keep the Flow with it.
+func (r *Recorder) Opened(c *Connection) Flow {
+	if r == nil || r.Metrics == nil {
+		return Flow{}
+	}
+	return r.Metrics.Opened(c)
+}
+
+// Closed counts and logs a connection that has ended; see Metrics.Closed.
+func (r *Recorder) Closed(f *Flow, c *Connection) {
+	if r == nil {
+		return
+	}
+	if r.Metrics != nil {
+		r.Metrics.Closed(f, c)
+	}
+	if r.Log != nil {
+		r.Log.Record(c)
+	}
+}
+
+// Handshake counts a handshake.
+func (r *Recorder) Handshake(h Handshake) {
+	if r != nil && r.Metrics != nil {
+		r.Metrics.Handshake(h)
+	}
+}
