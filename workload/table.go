@@ -8,22 +8,14 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Table finds workloads by address. It never changes; its methods are safe for
 // concurrent use, and a nil Table is an empty one.
 type Table struct {
-	all    []entry
-	byAddr map[netip.Addr]*entry
-	byUID  map[string]*entry
-}
-
-// entry keeps the identity, which would otherwise be made per connection.
-type entry struct {
-	Workload
-	id spiffeid.ID
+	all    []Workload
+	byAddr map[netip.Addr]*Workload
+	byUID  map[string]*Workload
 }
 
 // NewTable copies the workloads. It refuses a UID or an address that two of them
@@ -31,39 +23,43 @@ type entry struct {
 // mean that any peer is as good as another.
 func NewTable(list []Workload) (*Table, error) {
 	t := &Table{
-		all:    make([]entry, len(list)),
-		byAddr: make(map[netip.Addr]*entry, len(list)),
-		byUID:  make(map[string]*entry, len(list)),
+		all:    slices.Clone(list),
+		byAddr: make(map[netip.Addr]*Workload, len(list)),
+		byUID:  make(map[string]*Workload, len(list)),
 	}
-	for i, w := range list {
-		e := &t.all[i]
-		e.Workload = w
-		e.Addresses = slices.Clone(w.Addresses)
-		id, err := w.identity()
-		if err != nil {
+	for i := range t.all {
+		w := &t.all[i]
+		if err := t.add(w); err != nil {
 			return nil, fmt.Errorf("add workload %s/%s: %w", w.Namespace, w.Name, err)
-		}
-		e.id = id
-		if w.UID == "" {
-			return nil, fmt.Errorf("add workload %s/%s: %w", w.Namespace, w.Name, errNoUID)
-		}
-		if other, twice := t.byUID[w.UID]; twice {
-			return nil, fmt.Errorf("add workload %s/%s: UID %s is also that of %s/%s", w.Namespace, w.Name, w.UID, other.Namespace, other.Name)
-		}
-		t.byUID[w.UID] = e
-		for j, a := range e.Addresses {
-			a = a.Unmap()
-			e.Addresses[j] = a
-			if other, twice := t.byAddr[a]; twice {
-				return nil, fmt.Errorf("add workload %s/%s: address %s is also that of %s/%s", w.Namespace, w.Name, a, other.Namespace, other.Name)
-			}
-			t.byAddr[a] = e
 		}
 	}
 	return t, nil
 }
 
-var errNoUID = errors.New("it has no UID")
+func (t *Table) add(w *Workload) error {
+	id, err := MakeIdentity(w.TrustDomain, w.Namespace, w.ServiceAccount)
+	if err != nil {
+		return err
+	}
+	w.id = id
+	if w.UID == "" {
+		return errors.New("it has no UID")
+	}
+	if other, twice := t.byUID[w.UID]; twice {
+		return fmt.Errorf("UID %s is also that of %s/%s", w.UID, other.Namespace, other.Name)
+	}
+	t.byUID[w.UID] = w
+	w.Addresses = slices.Clone(w.Addresses)
+	for i, a := range w.Addresses {
+		a = a.Unmap()
+		w.Addresses[i] = a
+		if other, twice := t.byAddr[a]; twice {
+			return fmt.Errorf("address %s is also that of %s/%s", a, other.Namespace, other.Name)
+		}
+		t.byAddr[a] = w
+	}
+	return nil
+}
 
 // ByAddr finds the workload that has an address; a v4-mapped one counts as IPv4.
 // The Workload belongs to the Table: do not change it.
@@ -71,36 +67,17 @@ func (t *Table) ByAddr(a netip.Addr) (*Workload, bool) {
 	if t == nil {
 		return nil, false
 	}
-	e, ok := t.byAddr[a.Unmap()]
-	if !ok {
-		return nil, false
-	}
-	return &e.Workload, true
+	w, ok := t.byAddr[a.Unmap()]
+	return w, ok
 }
 
-// ByUID finds a workload by its UID.
+// ByUID finds a workload by its UID. The same goes for it.
 func (t *Table) ByUID(uid string) (*Workload, bool) {
 	if t == nil {
 		return nil, false
 	}
-	e, ok := t.byUID[uid]
-	if !ok {
-		return nil, false
-	}
-	return &e.Workload, true
-}
-
-// Identity is the identity that the workload at an address is known to have,
-// without making it anew. It is never zero when ok.
-func (t *Table) Identity(a netip.Addr) (id spiffeid.ID, ok bool) {
-	if t == nil {
-		return spiffeid.ID{}, false
-	}
-	e, ok := t.byAddr[a.Unmap()]
-	if !ok {
-		return spiffeid.ID{}, false
-	}
-	return e.id, true
+	w, ok := t.byUID[uid]
+	return w, ok
 }
 
 // Len is the number of workloads.
@@ -118,7 +95,7 @@ func (t *Table) All() iter.Seq[*Workload] {
 			return
 		}
 		for i := range t.all {
-			if !yield(&t.all[i].Workload) {
+			if !yield(&t.all[i]) {
 				return
 			}
 		}

@@ -42,21 +42,22 @@ type Workload struct {
 	Node           string // empty when it is not known
 	Addresses      []netip.Addr
 	Protocol       Protocol
+
+	id spiffeid.ID // what Identity returns; set in a Table only
 }
 
 // Identity is spiffe://<trust domain>/ns/<namespace>/sa/<service account>. It is
-// zero when these do not make a SPIFFE ID; a Table holds no such workload.
-// It allocates: ask Table.Identity on a hot path.
+// zero when these do not make a SPIFFE ID; a Table holds no such workload, and
+// its workloads have their identity at hand.
 func (w *Workload) Identity() spiffeid.ID {
-	id, err := w.identity()
+	if !w.id.IsZero() {
+		return w.id
+	}
+	id, err := MakeIdentity(w.TrustDomain, w.Namespace, w.ServiceAccount)
 	if err != nil {
 		return spiffeid.ID{}
 	}
 	return id
-}
-
-func (w *Workload) identity() (spiffeid.ID, error) {
-	return MakeIdentity(w.TrustDomain, w.Namespace, w.ServiceAccount)
 }
 
 // MakeIdentity is the SPIFFE ID of a service account, in the form of Istio.
