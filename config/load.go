@@ -172,7 +172,7 @@ func resolve(dir, text string) (string, error) {
 
 func parseNodeName(text string) (string, error) {
 	if text == "" || len(text) > 253 || strings.ContainsAny(text, " \t\r\n/\x00\"") {
-		return "", fmt.Errorf("%q is not", text)
+		return "", fmt.Errorf("%q is not valid", text)
 	}
 	return text, nil
 }
@@ -198,7 +198,7 @@ func prefixes(o *strict.Object, dst *[]netip.Prefix) {
 		p, err := netip.ParsePrefix(text)
 		switch {
 		case err != nil:
-			return p, fmt.Errorf("%q is not", text)
+			return p, fmt.Errorf("%q is not valid", text)
 		case p.Addr().Is4In6():
 			return p, fmt.Errorf("%q is an IPv4 range in IPv6 clothes; write it as IPv4", text)
 		case p != p.Masked():

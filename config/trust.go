@@ -78,7 +78,7 @@ func (t *Trust) readDomain(o *strict.Object, dir string) {
 	var roots [][]*x509.Certificate
 	o.Require("domain", "a SPIFFE trust domain")
 	o.TrustDomain("domain", &td)
-	o.Require("roots", "paths of PEM files with root certificates")
+	o.RequireList("roots", "paths of PEM files with root certificates")
 	strict.List(o, "roots", &roots, "paths of PEM files with root certificates", func(text string) ([]*x509.Certificate, error) {
 		path, err := resolve(dir, text)
 		if err != nil {
@@ -86,9 +86,6 @@ func (t *Trust) readDomain(o *strict.Object, dir string) {
 		}
 		return readRoots(path)
 	})
-	if o.Has("roots") && len(roots) == 0 {
-		o.Fail("roots", "one file or more", "is empty")
-	}
 	if _, twice := t.Roots[td]; twice && !td.IsZero() {
 		o.Fail("domain", "each domain once, with all its roots", "%q is given twice", td.Name())
 	}
@@ -134,7 +131,7 @@ func parseSerial(text string) (string, error) {
 	digits = strings.TrimPrefix(digits, "0x")
 	n, ok := new(big.Int).SetString(digits, 16)
 	if !ok || n.Sign() <= 0 || strings.ContainsAny(digits, "+-_") {
-		return "", fmt.Errorf("%q is not", text)
+		return "", fmt.Errorf("%q is not valid", text)
 	}
 	if n.BitLen() > maxSerialBits {
 		return "", errors.New("is longer than the 20 bytes of RFC 5280")

@@ -27,11 +27,8 @@ func ParseFile(path string, data []byte) ([]Rule, error) {
 				o.Fail("name", "any other name", "%q is built in", r.Name)
 			}
 			lines[r.Name] = o.Line("name")
-			o.Require("denySource", "SPIFFE IDs")
+			o.RequireList("denySource", "one SPIFFE ID or more")
 			o.IDs("denySource", &r.DenySource)
-			if o.Has("denySource") && len(r.DenySource) == 0 && !o.Failed() {
-				o.Fail("denySource", "one SPIFFE ID or more", "is empty")
-			}
 			rules = append(rules, r)
 		})
 	})

@@ -72,7 +72,7 @@ func (r *reader) read(o *strict.Object) {
 	}
 	r.uids[w.UID] = o.Line("")
 
-	o.Require("addresses", "one IP address or more")
+	o.RequireList("addresses", "one IP address or more")
 	o.Addresses("addresses", &w.Addresses, func(a netip.Addr) error {
 		if owner, twice := r.addrs[a]; twice {
 			return fmt.Errorf("%s is also an address of %s", a, owner)
@@ -80,8 +80,5 @@ func (r *reader) read(o *strict.Object) {
 		r.addrs[a] = w.UID
 		return nil
 	})
-	if o.Has("addresses") && len(w.Addresses) == 0 && !o.Failed() {
-		o.Fail("addresses", "one IP address or more", "is empty")
-	}
 	r.list = append(r.list, w)
 }

@@ -35,7 +35,7 @@ func (d *document) object(n ast.Node, path string, at *token.Token) *Object {
 	case *ast.MappingValueNode:
 		values = []*ast.MappingValueNode{n}
 	default:
-		d.fail(n.GetToken(), strings.TrimSuffix(path, "."), "a mapping (key: value)", "is "+kind(n))
+		d.fail(begin(n), strings.TrimSuffix(path, "."), "a mapping (key: value)", "is "+kind(n))
 		return o
 	}
 	for i, v := range values {
@@ -99,8 +99,8 @@ func (o *Object) Line(name string) int {
 
 func (o *Object) token(name string) *token.Token {
 	if v, ok := o.fields[name]; ok {
-		if v.Value != nil && v.Value.GetToken() != nil && kind(v.Value) != "a mapping" && kind(v.Value) != "nothing" {
-			return v.Value.GetToken()
+		if k := kind(v.Value); k != "a mapping" && k != "nothing" {
+			return begin(v.Value)
 		}
 		return v.Key.GetToken()
 	}
@@ -112,13 +112,22 @@ func (o *Object) Fail(name, allowed, format string, args ...any) {
 	o.doc.fail(o.token(name), o.path+name, allowed, fmt.Sprintf(format, args...))
 }
 
-// Failed says whether a mistake has been found anywhere in the file so far.
-func (o *Object) Failed() bool { return len(o.doc.errors) > 0 }
-
 // Require reports a key that is absent.
 func (o *Object) Require(name, allowed string) {
 	if !o.Has(name) {
 		o.Fail(name, allowed, "is missing")
+	}
+}
+
+// RequireList reports a list that is absent or empty.
+func (o *Object) RequireList(name, allowed string) {
+	v, ok := o.fields[name]
+	if !ok {
+		o.Fail(name, allowed, "is missing")
+		return
+	}
+	if seq, ok := v.Value.(*ast.SequenceNode); kind(v.Value) == "nothing" || ok && len(seq.Values) == 0 {
+		o.Fail(name, allowed, "is empty")
 	}
 }
 
@@ -140,10 +149,10 @@ func (o *Object) Objects(name string, read func(*Object)) {
 	for i, n := range o.sequence(name, "a list of mappings") {
 		path := o.path + name + "[" + strconv.Itoa(i) + "]."
 		if kind(n) == "nothing" {
-			o.doc.fail(n.GetToken(), strings.TrimSuffix(path, "."), "a mapping (key: value)", "is empty")
+			o.doc.fail(begin(n), strings.TrimSuffix(path, "."), "a mapping (key: value)", "is empty")
 			continue
 		}
-		child := o.doc.object(n, path, n.GetToken())
+		child := o.doc.object(n, path, begin(n))
 		read(child)
 		child.finish()
 	}
@@ -200,7 +209,7 @@ func (o *Object) Int(name string, dst *int, least, most int) {
 	Scalar(o, name, dst, allowed, func(text string) (int, error) {
 		v, err := strconv.Atoi(text)
 		if err != nil || v < least || v > most {
-			return 0, fmt.Errorf("%q is not", text)
+			return 0, fmt.Errorf("%q is not valid", text)
 		}
 		return v, nil
 	})
@@ -208,18 +217,18 @@ func (o *Object) Int(name string, dst *int, least, most int) {
 
 // Duration reads a duration with a unit, such as 10s, from least to most.
 func (o *Object) Duration(name string, dst *time.Duration, least, most time.Duration) {
-	allowed := fmt.Sprintf("a duration with a unit, from %s to %s, such as 10s or 5m", short(least), short(most))
+	allowed := fmt.Sprintf("a duration with a unit, from %s to %s, such as 10s or 5m", FormatDuration(least), FormatDuration(most))
 	Scalar(o, name, dst, allowed, func(text string) (time.Duration, error) {
 		v, err := time.ParseDuration(text)
 		if err != nil || v < least || v > most {
-			return 0, fmt.Errorf("%q is not", text)
+			return 0, fmt.Errorf("%q is not valid", text)
 		}
 		return v, nil
 	})
 }
 
-// short writes 24h rather than 24h0m0s.
-func short(d time.Duration) string {
+// FormatDuration writes 24h rather than 24h0m0s.
+func FormatDuration(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")
@@ -245,6 +254,15 @@ func scalar(n ast.Node) (string, bool) {
 	}
 }
 
+// notScalar says what stands where a single value belongs. The parser takes an
+// IPv6 address in a list inside { } for a mapping.
+func notScalar(n ast.Node) string {
+	if kind(n) == "a mapping" {
+		return "is a mapping (quote a value that has a colon)"
+	}
+	return "is " + kind(n)
+}
+
 // Scalar reads a single value by parse, whose error says what is wrong with it.
 func Scalar[T any](o *Object, name string, dst *T, allowed string, parse func(string) (T, error)) {
 	n, ok := o.take(name)
@@ -253,7 +271,7 @@ func Scalar[T any](o *Object, name string, dst *T, allowed string, parse func(st
 	}
 	text, ok := scalar(n)
 	if !ok {
-		o.Fail(name, allowed, "is %s", kind(n))
+		o.Fail(name, allowed, "%s", notScalar(n))
 		return
 	}
 	v, err := parse(text)
@@ -276,12 +294,12 @@ func List[T any](o *Object, name string, dst *[]T, allowed string, parse func(st
 		key := o.path + name + "[" + strconv.Itoa(i) + "]"
 		text, ok := scalar(n)
 		if !ok {
-			o.doc.fail(n.GetToken(), key, allowed, "is "+kind(n))
+			o.doc.fail(begin(n), key, allowed, notScalar(n))
 			continue
 		}
 		v, err := parse(text)
 		if err != nil {
-			o.doc.fail(n.GetToken(), key, allowed, err.Error())
+			o.doc.fail(begin(n), key, allowed, err.Error())
 			continue
 		}
 		list = append(list, v)

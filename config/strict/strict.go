@@ -92,7 +92,7 @@ func Read(file string, data []byte, read func(*Object)) error {
 			continue
 		}
 		if root != nil {
-			d.fail(doc.Body.GetToken(), "", "one document, without ---", "has a second document")
+			d.fail(begin(doc.Body), "", "one document, without ---", "has a second document")
 			return d.first()
 		}
 		root = doc.Body
@@ -115,6 +115,14 @@ func (d *document) syntax(err error) error {
 		d.fail(nil, "", "", "not valid YAML: "+err.Error())
 	}
 	return d.first()
+}
+
+// begin is where a node begins. A mapping's own token is its first colon.
+func begin(n ast.Node) *token.Token {
+	if m, ok := n.(*ast.MappingNode); ok && len(m.Values) > 0 {
+		return m.Values[0].Key.GetToken()
+	}
+	return n.GetToken()
 }
 
 // kind names what stands at n, in words for an operator.

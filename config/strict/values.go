@@ -43,7 +43,7 @@ func ParseName(text string) (string, error) {
 	}
 	last := text[len(text)-1]
 	if !good || last == '-' || last == '.' {
-		return "", fmt.Errorf("%q is not", text)
+		return "", fmt.Errorf("%q is not valid", text)
 	}
 	return text, nil
 }
@@ -73,7 +73,7 @@ func (o *Object) UID(name string, dst *string) {
 		for _, c := range text {
 			alnum := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 			if !alnum && !strings.ContainsRune("-_.:", c) {
-				return "", fmt.Errorf("%q is not", text)
+				return "", fmt.Errorf("%q is not valid", text)
 			}
 		}
 		return text, nil
@@ -85,7 +85,7 @@ func (o *Object) TrustDomain(name string, dst *spiffeid.TrustDomain) {
 	Scalar(o, name, dst, trustDomainAllowed, func(text string) (spiffeid.TrustDomain, error) {
 		td, err := spiffeid.TrustDomainFromString(text)
 		if err != nil || td.Name() != text {
-			return spiffeid.TrustDomain{}, fmt.Errorf("%q is not", text)
+			return spiffeid.TrustDomain{}, fmt.Errorf("%q is not valid", text)
 		}
 		return td, nil
 	})
@@ -96,7 +96,7 @@ func (o *Object) IDs(name string, dst *[]spiffeid.ID) {
 	List(o, name, dst, idAllowed, func(text string) (spiffeid.ID, error) {
 		id, err := spiffeid.FromString(text)
 		if err != nil {
-			return id, fmt.Errorf("%q is not: %w", text, err)
+			return id, fmt.Errorf("%q is not valid: %w", text, err)
 		}
 		return id, nil
 	})
@@ -108,7 +108,7 @@ func (o *Object) Addresses(name string, dst *[]netip.Addr, seen func(netip.Addr)
 	List(o, name, dst, addressAllowed, func(text string) (netip.Addr, error) {
 		a, err := netip.ParseAddr(text)
 		if err != nil {
-			return a, fmt.Errorf("%q is not", text)
+			return a, fmt.Errorf("%q is not valid", text)
 		}
 		if problem := addressProblem(a); problem != "" {
 			return a, fmt.Errorf("%s %s", text, problem)

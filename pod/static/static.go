@@ -136,7 +136,7 @@ func (r *reader) read(o *strict.Object) {
 	o.Require("netns", netnsAllowed)
 	strict.Scalar(o, "netns", &p.NetnsPath, netnsAllowed, func(text string) (string, error) {
 		if !filepath.IsAbs(text) {
-			return "", fmt.Errorf("%q is not", text)
+			return "", fmt.Errorf("%q is not valid", text)
 		}
 		text = filepath.Clean(text)
 		if line, twice := r.netns[text]; twice {
@@ -146,7 +146,7 @@ func (r *reader) read(o *strict.Object) {
 		return text, nil
 	})
 
-	o.Require("addresses", addressesAllowed)
+	o.RequireList("addresses", addressesAllowed)
 	var v4, v6 bool
 	o.Addresses("addresses", &p.Addresses, func(a netip.Addr) error {
 		if owner, twice := r.addrs[a]; twice {
@@ -163,8 +163,5 @@ func (r *reader) read(o *strict.Object) {
 		*family = true
 		return nil
 	})
-	if o.Has("addresses") && len(p.Addresses) == 0 && !o.Failed() {
-		o.Fail("addresses", addressesAllowed, "is empty")
-	}
 	r.list = append(r.list, p)
 }

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/culvert-mesh/culvert/config/strict"
+)
+
+// YAML writes the configuration as a file that has every key, with paths made
+// absolute. Parse reads it back to the same values.
+func (c *Config) YAML() ([]byte, error) {
+	object := func(name string, items ...yaml.MapItem) yaml.MapItem {
+		return yaml.MapItem{Key: name, Value: yaml.MapSlice(items)}
+	}
+	item := func(name string, value any) yaml.MapItem { return yaml.MapItem{Key: name, Value: value} }
+	duration := func(name string, d time.Duration) yaml.MapItem { return item(name, strict.FormatDuration(d)) }
+
+	b, err := yaml.Marshal(yaml.MapSlice{
+		object("node", item("name", c.NodeName)),
+		item("runDir", c.RunDir),
+		item("trustDomain", c.TrustDomain.Name()),
+		object("identity",
+			object("ca", item("dir", c.Identity.CA.Dir), duration("leafTTL", c.Identity.CA.LeafTTL)),
+			item("trustFile", c.Identity.TrustFile)),
+		object("workloads", item("file", c.Workloads.File)),
+		object("pods", item("file", c.Pods.File)),
+		object("policy", item("file", c.Policy.File)),
+		object("mesh", item("cidrs", texts(c.Mesh.CIDRs))),
+		object("bypass", item("cidrs", texts(c.Bypass.CIDRs))),
+		item("mode", string(c.Mode)),
+		item("loops", c.Loops),
+		item("cgroup", c.Cgroup),
+		object("metrics", item("address", c.Metrics.Address.String())),
+		object("accessLog", item("format", string(c.AccessLog.Format)), item("queue", c.AccessLog.Queue)),
+		object("log", item("level", strings.ToLower(c.Log.Level.String())), item("format", string(c.Log.Format))),
+		object("tunnel",
+			duration("idle", c.Tunnel.Idle),
+			duration("handshakeTimeout", c.Tunnel.HandshakeTimeout),
+			duration("connectTimeout", c.Tunnel.ConnectTimeout),
+			duration("pingAfter", c.Tunnel.PingAfter),
+			duration("deadAfter", c.Tunnel.DeadAfter)),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("write configuration: %w", err)
+	}
+	return b, nil
+}
+
+func texts(list []netip.Prefix) []string {
+	out := make([]string, len(list))
+	for i, p := range list {
+		out[i] = p.String()
+	}
+	return out
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package strict
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// shape is a target that uses every kind of value.
+type shape struct {
+	Text   string
+	Yes    bool
+	Number int
+	Wait   time.Duration
+	Kind   string
+	Names  []string
+	Inner  string
+	Items  []string
+}
+
+func read(data string) (shape, error) {
+	s := shape{Text: "default", Number: 7}
+	err := Read("f.yaml", []byte(data), func(o *Object) {
+		o.String("text", &s.Text, "text")
+		o.Bool("yes", &s.Yes)
+		o.Int("number", &s.Number, 1, 9)
+		o.Duration("wait", &s.Wait, time.Second, time.Hour)
+		Enum(o, "kind", &s.Kind, "a", "b")
+		List(o, "names", &s.Names, "names", ParseName)
+		o.Object("inner", func(o *Object) { o.Name("name", &s.Inner) })
+		o.Objects("items", func(o *Object) {
+			var name string
+			o.RequireName("name", &name)
+			s.Items = append(s.Items, name)
+		})
+	})
+	return s, err
+}
+
+func TestRead(t *testing.T) {
+	for name, tt := range map[string]struct {
+		data string
+		want shape
+	}{
+		"nothing":       {"", shape{Text: "default", Number: 7}},
+		"comments only": {"# nothing\n", shape{Text: "default", Number: 7}},
+		"a document":    {"---\ntext: a\n", shape{Text: "a", Number: 7}},
+		"everything": {
+			"text: \"5\"\nyes: true\nnumber: 3\nwait: 90s\nkind: b\nnames: [a, b.c]\ninner:\n  name: x\nitems:\n- name: one\n- {name: two}\n",
+			shape{"5", true, 3, 90 * time.Second, "b", []string{"a", "b.c"}, "x", []string{"one", "two"}},
+		},
+		"null objects and lists": {"inner:\nitems:\nnames:\n", shape{Text: "default", Number: 7}},
+		"a block of text":        {"text: |\n  one\n  two\n", shape{Text: "one\ntwo\n", Number: 7}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := read(tt.data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestReadRefuses(t *testing.T) {
+	const keys = "inner, items, kind, names, number, text, wait, yes"
+	for name, tt := range map[string]struct {
+		data string
+		want Error
+	}{
+		"an unknown key":           {"txt: a\n", Error{Line: 1, Column: 1, Key: "txt", Problem: "unknown key", Allowed: keys}},
+		"an unknown key inside":    {"items:\n- name: a\n  nme: b\n", Error{Line: 3, Column: 3, Key: "items[0].nme", Problem: "unknown key", Allowed: "name"}},
+		"the first of two":         {"zzz: 1\naaa: 1\n", Error{Line: 1, Column: 1, Key: "zzz", Problem: "unknown key", Allowed: keys}},
+		"a key twice":              {"text: a\ntext: b\n", Error{Line: 2, Column: 1, Key: "text", Problem: "is given twice, first in line 1", Allowed: "each key once"}},
+		"a number as text":         {"text: 5\n", Error{Line: 1, Column: 7, Key: "text", Problem: `is a number, to YAML; quote it: "5"`, Allowed: "text"}},
+		"text as truth":            {"yes: maybe\n", Error{Line: 1, Column: 6, Key: "yes", Problem: "is text", Allowed: "true, false"}},
+		"a number out of range":    {"number: 10\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number from 1 to 9"}},
+		"a duration without unit":  {"wait: 10\n", Error{Line: 1, Column: 7, Key: "wait", Problem: `"10" is not valid`, Allowed: "a duration with a unit, from 1s to 1h, such as 10s or 5m"}},
+		"an unknown word":          {"kind: c\n", Error{Line: 1, Column: 7, Key: "kind", Problem: `"c" is not known`, Allowed: "a, b"}},
+		"a scalar for a list":      {"names: a\n", Error{Line: 1, Column: 8, Key: "names", Problem: "is text", Allowed: "a list of: names"}},
+		"a list for a scalar":      {"text: [a]\n", Error{Line: 1, Column: 7, Key: "text", Problem: "is a list", Allowed: "text"}},
+		"a list for a mapping":     {"inner: [a]\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is a list", Allowed: "a mapping (key: value)"}},
+		"a mapping in a list":      {"names:\n- a: b\n", Error{Line: 2, Column: 3, Key: "names[0]", Problem: "is a mapping (quote a value that has a colon)", Allowed: "names"}},
+		"an empty scalar":          {"text:\n", Error{Line: 1, Column: 1, Key: "text", Problem: "is nothing", Allowed: "text"}},
+		"an empty item":            {"items:\n-\n", Error{Line: 2, Column: 3, Key: "items[0]", Problem: "is empty", Allowed: "a mapping (key: value)"}},
+		"a missing key in an item": {"items:\n- name: a\n- {}\n", Error{Line: 3, Column: 3, Key: "items[1].name", Problem: "is missing", Allowed: nameAllowed}},
+		"an anchor":                {"inner: &a {name: b}\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias", Allowed: "a mapping (key: value)"}},
+		"an alias":                 {"inner: *a\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias", Allowed: "a mapping (key: value)"}},
+		"a merge":                  {"<<: {}\n", Error{Line: 1, Column: 1, Key: "<<", Problem: "is not a plain key", Allowed: "plain words as keys"}},
+		"a tag":                    {"number: !!int 3\n", Error{Line: 1, Column: 9, Key: "number", Problem: "is a tag", Allowed: "a whole number from 1 to 9"}},
+		"a list at the root":       {"- a\n", Error{Line: 1, Column: 1, Problem: "is a list", Allowed: "a mapping (key: value)"}},
+		"two documents":            {"text: a\n---\ntext: b\n", Error{Line: 3, Column: 1, Problem: "has a second document", Allowed: "one document, without ---"}},
+		"no YAML":                  {"a: b: c\n", Error{Line: 1, Column: 4, Problem: "not valid YAML: mapping value is not allowed in this context"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := read(tt.data)
+			var got *Error
+			if !errors.As(err, &got) {
+				t.Fatalf("error %v is not an *Error", err)
+			}
+			tt.want.File = "f.yaml"
+			if diff := cmp.Diff(tt.want, *got); diff != "" {
+				t.Errorf("-want +got\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestErrorNamesFileLineKeyAndWhatIsAllowed(t *testing.T) {
+	_, err := read("text: a\nnumber: 10\n")
+	const want = `f.yaml:2:9: number: "10" is not valid; allowed: a whole number from 1 to 9`
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
+func TestParseName(t *testing.T) {
+	long := make([]byte, maxName+1)
+	for i := range long {
+		long[i] = 'a'
+	}
+	for _, good := range []string{"a", "web-1", "a.b", "0", string(long[1:])} {
+		if _, err := ParseName(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"", "-a", "a-", "a.", ".a", "a..b", "a.-b", "a-.b", "A", "a_b", "a/b", "..", "a b", "ä", "a\x00", string(long)} {
+		if _, err := ParseName(bad); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	for _, seed := range []string{"", "text: a\nitems:\n- name: b\n", "a: &b c\n", "names: [a, {b: c}]\n", "? a\n: b\n", "inner: {name: |\n x}"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, data string) {
+		_, err := read(data)
+		var located *Error
+		if err != nil && !errors.As(err, &located) {
+			t.Errorf("error %v is not an *Error", err)
+		}
+	})
+}
