@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"errors"
+	"net/netip"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/telemetry"
+	"github.com/culvert-mesh/culvert/tunnel/h2"
+	"github.com/culvert-mesh/culvert/tunnel/handshake"
+	"github.com/culvert-mesh/culvert/tunnel/record"
+	"github.com/culvert-mesh/culvert/tunnel/relay"
+)
+
+// poolKey is what a connection between two pods is kept under. A pod that was
+// replaced is another *Pod, and an address that was reused has another
+// identity, so that neither meets a stale tunnel.
+type poolKey struct {
+	pod *Pod       // and so the identity we present
+	dst netip.Addr // the peer's address
+	id  spiffeid.ID
+}
+
+// maxTrunks is how many connections one pair of pods may have.
+const maxTrunks = 8
+
+// maxAttempts is how often a connection that the peer has not processed is
+// tried on another tunnel connection.
+const maxAttempts = 3
+
+// entry has the tunnel connections of one key. It belongs to the loop that its
+// key hashes to, and so does its one dial; a sibling's trunk may live on
+// another loop.
+type entry struct {
+	w       *worker
+	key     poolKey
+	trunks  []*clientTrunk
+	waiting []*outbound // for the dial
+	dialing bool
+	closed  error
+}
+
+// clientTrunk is a trunk that we opened.
+type clientTrunk struct {
+	e     *entry
+	w     *worker // its loop, perhaps not the entry's
+	trunk *relay.Trunk
+	hs    *handshake.Result
+
+	// Of the entry's loop.
+	unusable bool // draining or closed: takes no new streams
+	full     bool // the peer's stream limit was met
+
+	// Of the trunk's loop.
+	established bool
+	failure     *identity.Failure // the peer refused our certificate
+}
+
+func (w *worker) entry(k poolKey) *entry {
+	e := w.entries[k]
+	if e == nil {
+		e = &entry{w: w, key: k}
+		w.entries[k] = e
+	}
+	return e
+}
+
+// assign finds a tunnel connection for o, whose relay waits, or opens one.
+func (e *entry) assign(o *outbound) {
+	if e.closed != nil {
+		o.fail(telemetry.ReasonDraining, e.closed.Error())
+		return
+	}
+	if o.attempts++; o.attempts > maxAttempts {
+		o.fail(telemetry.ReasonTunnelLost, "the peer refused the stream on every tunnel connection")
+		return
+	}
+	now := e.w.Loop.Now()
+	var best *clientTrunk
+	for _, c := range e.trunks {
+		if c.unusable || c.full || (best != nil && best.trunk.Streams() <= c.trunk.Streams() && !best.trunk.Elephant(now)) {
+			continue
+		}
+		if best == nil || !c.trunk.Elephant(now) {
+			best = c
+		}
+	}
+	// Beside an elephant a small request waits: open a sibling, on another
+	// loop where there is one.
+	if best == nil || (best.trunk.Elephant(now) && len(e.trunks) < maxTrunks) {
+		if len(e.trunks) >= maxTrunks {
+			o.fail(telemetry.ReasonLimit, "every tunnel connection to the peer is full")
+			return
+		}
+		e.waiting = append(e.waiting, o)
+		e.dial()
+		return
+	}
+	best.carry(o)
+}
+
+// carry opens a stream for o, on the trunk's own loop.
+func (c *clientTrunk) carry(o *outbound) {
+	o.via = c
+	if c.w == c.e.w {
+		if err := c.trunk.Open(o.relay, o.fields()); err != nil {
+			c.notCarried(o, err)
+		}
+		return
+	}
+	fd := o.relay.Detach()
+	if !c.w.Loop.Post(func() {
+		r, err := c.w.Waiting(fd, o)
+		if err != nil {
+			refuse(fd)
+			o.lost(err)
+			return
+		}
+		o.relay = r
+		if err := c.trunk.Open(r, o.fields()); err != nil {
+			c.notCarried(o, err)
+		}
+	}) {
+		refuse(fd)
+	}
+}
+
+// notCarried sends o back to its entry to be assigned again.
+func (c *clientTrunk) notCarried(o *outbound, err error) {
+	full := errors.Is(err, h2.ErrStreamLimit)
+	o.reassign(func() {
+		if full {
+			c.full = true
+		} else {
+			c.unusable = true
+		}
+	})
+}
+
+// dial opens one more tunnel connection for those who wait. There is one dial
+// at a time.
+func (e *entry) dial() {
+	if e.dialing {
+		return
+	}
+	e.dialing = true
+	t := e.w.t
+	w := t.workers[(e.w.index+len(e.trunks))%len(t.workers)]
+	t.tasks.Go(func() {
+		d, err := t.dial(e.key)
+		if err != nil {
+			e.w.Loop.Post(func() { e.dialed(nil, err) })
+			return
+		}
+		c := &clientTrunk{e: e, w: w, hs: d.hs}
+		if !w.Loop.Post(func() {
+			trunk, err := w.NewTrunk(d.fd, d.session, c, t.trunkConfig())
+			if err != nil {
+				refuse(d.fd)
+				e.w.Loop.Post(func() { e.dialed(nil, err) })
+				return
+			}
+			c.trunk = trunk
+			e.w.Loop.Post(func() { e.dialed(c, nil) })
+		}) {
+			refuse(d.fd)
+		}
+	})
+}
+
+// dialed ends a dial: those who waited are carried, or told why not.
+func (e *entry) dialed(c *clientTrunk, err error) {
+	e.dialing = false
+	waiting := e.waiting
+	e.waiting = nil
+	if err == nil && e.closed != nil {
+		c.w.Loop.Post(func() { c.trunk.Close(e.closed) })
+		err = e.closed
+	}
+	if err != nil {
+		for _, o := range waiting {
+			o.dialFailed(err)
+		}
+		e.forget()
+		return
+	}
+	e.trunks = append(e.trunks, c)
+	for _, o := range waiting {
+		if o.relay.Trunk() == nil && !o.done {
+			o.attempts--
+			if c.unusable || c.full {
+				e.assign(o)
+			} else {
+				c.carry(o)
+			}
+		}
+	}
+}
+
+// remove takes a trunk out that has ended.
+func (e *entry) remove(c *clientTrunk) {
+	for i, x := range e.trunks {
+		if x == c {
+			e.trunks = append(e.trunks[:i], e.trunks[i+1:]...)
+			break
+		}
+	}
+	e.forget()
+}
+
+// forget drops the entry when nothing is left of it.
+func (e *entry) forget() {
+	if len(e.trunks) == 0 && len(e.waiting) == 0 && !e.dialing {
+		delete(e.w.entries, e.key)
+	}
+}
+
+// close ends the entry's tunnel connections.
+func (e *entry) close(err error) {
+	e.closed = err
+	waiting := e.waiting
+	e.waiting = nil
+	for _, o := range waiting {
+		o.fail(telemetry.ReasonDraining, err.Error())
+	}
+	for _, c := range append([]*clientTrunk(nil), e.trunks...) {
+		if c.w == e.w {
+			c.trunk.Close(err)
+		} else {
+			c.w.Loop.Post(func() { c.trunk.Close(err) })
+		}
+	}
+	e.forget()
+}
+
+// Established is relay.TrunkOwner's: the peer has accepted our certificate.
+func (c *clientTrunk) Established(*relay.Trunk) {
+	c.established = true
+	c.e.key.pod.t.recordHandshake(c.e.key.pod, telemetry.ReporterSource, c.e.key.dst, c.hs, nil)
+}
+
+// Request is relay.TrunkOwner's. A server opens no streams.
+func (c *clientTrunk) Request(t *relay.Trunk, st *h2.Stream, _ []hpack.HeaderField) {
+	t.Session().H2.Reset(st, http2.ErrCodeProtocol)
+}
+
+// Closed is relay.TrunkOwner's.
+func (c *clientTrunk) Closed(_ *relay.Trunk, err error) {
+	var alert *record.PeerAlert
+	if !c.established && errors.As(err, &alert) {
+		c.failure = handshake.FromAlert(alert)
+		c.e.key.pod.t.recordHandshake(c.e.key.pod, telemetry.ReporterSource, c.e.key.dst, c.hs, c.failure)
+	}
+	if c.w == c.e.w {
+		c.unusable = true
+		c.e.remove(c)
+		return
+	}
+	c.e.w.Loop.Post(func() { c.unusable = true; c.e.remove(c) })
+}

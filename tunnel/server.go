@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/policy"
+	"github.com/culvert-mesh/culvert/telemetry"
+	"github.com/culvert-mesh/culvert/tunnel/h2"
+	"github.com/culvert-mesh/culvert/tunnel/handshake"
+	"github.com/culvert-mesh/culvert/tunnel/hbone"
+	"github.com/culvert-mesh/culvert/tunnel/loop"
+	"github.com/culvert-mesh/culvert/tunnel/relay"
+	"github.com/culvert-mesh/culvert/workload"
+)
+
+// acceptPeer takes a connection to the pod's HBONE port. It runs on the loop
+// of the pod's listeners; the handshake runs in a goroutine.
+func (p *Pod) acceptPeer(fd int) {
+	t := p.t
+	local, remote, ok := ends(fd)
+	if !ok {
+		unix.Close(fd)
+		return
+	}
+	select {
+	case t.hands <- struct{}{}:
+	default:
+		refuse(fd)
+		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil,
+			&identity.Failure{Reason: identity.ReasonTimeout, Detail: fmt.Sprintf("%d handshakes are running already", maxHandshakes)})
+		return
+	}
+	t.tasks.Go(func() {
+		defer func() { <-t.hands }()
+		t.greet(p, fd, local, remote)
+	})
+}
+
+// greet shakes hands with a peer and gives the session to a loop.
+func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
+	c := newNetConn(fd, local, remote)
+	svid, err := t.cfg.Identity.SVID(t.ctx, p.Identity)
+	if err != nil {
+		c.Close()
+		t.cfg.Logger.Error("no certificate for workload", "identity", p.Identity, "err", err)
+		return
+	}
+	hs, err := handshake.Server(t.ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Timeout: t.cfg.HandshakeTimeout})
+	if err != nil {
+		c.Close()
+		var f *identity.Failure
+		if !errors.As(err, &f) {
+			f = &identity.Failure{Reason: identity.ReasonTLSProtocol, Detail: err.Error(), Err: err}
+		}
+		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
+		return
+	}
+	d, err := newSession(c, hs, h2.Config{})
+	if err != nil {
+		t.cfg.Logger.Error("make session", "peer", remote, "err", err)
+		return
+	}
+	in := &inboundTrunk{pod: p, hs: hs, local: local, remote: remote}
+	w := t.workers[int(t.spread.Add(1))%len(t.workers)]
+	in.w = w
+	if !w.Loop.Post(func() {
+		if p.isGone() {
+			refuse(d.fd)
+			return
+		}
+		trunk, err := w.NewTrunk(d.fd, d.session, in, t.trunkConfig())
+		if err != nil {
+			refuse(d.fd)
+			t.cfg.Logger.Error("register tunnel connection", "peer", remote, "err", err)
+			return
+		}
+		in.trunk = trunk
+		w.inbound[in] = struct{}{}
+	}) {
+		refuse(d.fd)
+	}
+}
+
+// inboundTrunk is a trunk that a peer opened.
+type inboundTrunk struct {
+	pod           *Pod
+	w             *worker
+	trunk         *relay.Trunk
+	hs            *handshake.Result
+	local, remote netip.AddrPort
+}
+
+// Established is relay.TrunkOwner's.
+func (in *inboundTrunk) Established(*relay.Trunk) {
+	in.pod.t.recordHandshake(in.pod, telemetry.ReporterDestination, in.remote.Addr(), in.hs, nil)
+}
+
+// Closed is relay.TrunkOwner's.
+func (in *inboundTrunk) Closed(*relay.Trunk, error) { delete(in.w.inbound, in) }
+
+// Request is relay.TrunkOwner's: a CONNECT.
+func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.HeaderField) {
+	i := &inbound{trunk: in, st: st, start: time.Now(), src: in.remote}
+	req, refusal := hbone.ParseRequest(fields)
+	if refusal != nil {
+		i.dst = in.local
+		i.answer(refusal.Status, telemetry.ReasonRefused, refusal.Detail)
+		return
+	}
+	i.dst = req.Authority
+	if req.Forwarded.Addr() == in.remote.Addr() {
+		i.src = req.Forwarded // its port, for the log only
+	}
+	switch {
+	case req.Authority.Addr() != in.local.Addr():
+		i.answer(400, telemetry.ReasonRefused, fmt.Sprintf("authority %s is not the address connected to, %s", req.Authority, in.local.Addr()))
+		return
+	case ownPort(req.Authority.Port()):
+		i.answer(503, telemetry.ReasonRefused, fmt.Sprintf("port %d is the tunnel's own", req.Authority.Port()))
+		return
+	}
+	snap := in.pod.t.cfg.Snapshots.Load()
+	i.peer, _ = snap.Workloads.ByAddr(in.remote.Addr())
+	i.verdict = snap.Authorize(policy.Conn{Dir: policy.Inbound, Src: i.src, Dst: i.dst, SrcID: in.hs.Peer.ID, DstID: in.pod.Identity})
+	if !i.verdict.Allow {
+		i.answer(401, telemetry.ReasonDenied, i.verdict.Rule)
+		return
+	}
+	i.connect()
+}
+
+// inbound is one connection that a peer asked for: the owner of its relay.
+type inbound struct {
+	trunk    *inboundTrunk
+	st       *h2.Stream
+	src, dst netip.AddrPort
+	peer     *workload.Workload // as its address says; nil when unknown
+	verdict  policy.Verdict
+	start    time.Time
+	relay    *relay.Relay
+	timeout  *loop.Timer
+	done     bool
+	flow     telemetry.Flow
+
+	reason telemetry.Reason
+	detail string
+}
+
+// connect takes a delivery socket and connects it to the application.
+func (i *inbound) connect() {
+	in := i.trunk
+	v6 := i.dst.Addr().Is6()
+	if fd, ok := in.pod.Sockets.Take(v6); ok {
+		i.deliver(fd)
+		return
+	}
+	in.pod.Sockets.Wait(v6, func(fd int, err error) {
+		posted := in.w.Loop.Post(func() {
+			switch {
+			case err != nil:
+				i.answer(503, telemetry.ReasonLimit, err.Error())
+			default:
+				i.deliver(fd)
+			}
+		})
+		if !posted && err == nil {
+			unix.Close(fd)
+		}
+	})
+}
+
+func (i *inbound) deliver(fd int) {
+	in := i.trunk
+	if i.st.Closed() || in.trunk.Closed() {
+		unix.Close(fd)
+		i.report(telemetry.ReasonReset, "by the source, before the application was reached")
+		return
+	}
+	err := in.pod.Sockets.Deliver(fd, in.remote.Addr(), i.dst)
+	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		unix.Close(fd)
+		i.unreachable(err)
+		return
+	}
+	r, rerr := in.w.Connecting(fd, i)
+	if rerr != nil {
+		refuse(fd)
+		i.answer(503, telemetry.ReasonLimit, rerr.Error())
+		return
+	}
+	i.relay = r
+	r.Attach(in.trunk, i.st)
+	if err == nil {
+		r.Established()
+		return
+	}
+	i.timeout = in.w.Loop.After(in.pod.t.cfg.ConnectTimeout, func() { i.unreachable(unix.ETIMEDOUT) })
+}
+
+// Connected is relay.Owner's.
+func (i *inbound) Connected(r *relay.Relay, err error) {
+	i.timeout.Stop()
+	if err != nil {
+		i.unreachable(err)
+		return
+	}
+	if i.respond(hbone.ResponseFields(200, ""), false) {
+		i.flow = i.trunk.pod.t.cfg.Recorder.Opened(i.record())
+		r.Open()
+	}
+}
+
+func (i *inbound) respond(fields []hpack.HeaderField, end bool) bool {
+	t := i.trunk.trunk
+	err := t.Session().H2.Respond(i.st, fields, end)
+	t.Send()
+	if err != nil {
+		i.reason, i.detail = telemetry.ReasonReset, err.Error()
+		if i.relay != nil {
+			i.relay.Abort(http2.ErrCodeCancel, i.detail)
+		}
+		return false
+	}
+	return true
+}
+
+func (i *inbound) unreachable(err error) {
+	why := telemetry.ReasonUnreachable
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		why = errnoReason(errno)
+	}
+	i.answer(503, why, fmt.Sprintf("connect to the application at %s: %v", i.dst, err))
+}
+
+// answer refuses the stream.
+func (i *inbound) answer(status int, why telemetry.Reason, detail string) {
+	i.reason, i.detail = why, detail
+	if i.st.Closed() || i.trunk.trunk.Closed() {
+		i.report(why, detail)
+		return
+	}
+	// The answer ends our half; the reset says that we want no more of the
+	// other (RFC 9113, section 8.1).
+	if !i.respond(hbone.ResponseFields(status, string(why)), true) {
+		return
+	}
+	if i.relay != nil {
+		i.relay.Abort(http2.ErrCodeNo, detail)
+		return
+	}
+	i.trunk.trunk.Session().H2.Reset(i.st, http2.ErrCodeNo)
+	i.report(why, detail)
+}
+
+// Response is relay.Owner's; only we answer.
+func (i *inbound) Response(*relay.Relay, []hpack.HeaderField) {}
+
+// Refused is relay.Owner's: the peer took its request back.
+func (i *inbound) Refused(r *relay.Relay) {
+	i.reason, i.detail = telemetry.ReasonReset, "taken back by the source"
+	r.Abort(http2.ErrCodeCancel, i.detail)
+}
+
+// Closed is relay.Owner's.
+func (i *inbound) Closed(_ *relay.Relay, end relay.End, detail string) {
+	i.timeout.Stop()
+	switch end {
+	case relay.EndClean:
+		i.report(telemetry.ReasonOK, "")
+	case relay.EndAborted:
+		i.report(i.reason, i.detail)
+	case relay.EndTrunkLost:
+		i.report(telemetry.ReasonTunnelLost, detail)
+	case relay.EndAppReset:
+		i.report(telemetry.ReasonReset, "by the destination: "+detail)
+	case relay.EndPeerReset:
+		i.report(telemetry.ReasonReset, "by the source: "+detail)
+	}
+}
+
+func (i *inbound) report(why telemetry.Reason, detail string) {
+	if i.done {
+		return
+	}
+	i.done = true
+	c := i.record()
+	c.Reason, c.Detail = why, detail
+	c.Duration = time.Since(i.start)
+	if i.relay != nil {
+		c.FromClient, c.ToClient = i.relay.Received(), i.relay.Sent()
+	}
+	i.trunk.pod.t.cfg.Recorder.Closed(&i.flow, c)
+}
+
+// record is what is known of the connection.
+func (i *inbound) record() *telemetry.Connection {
+	in := i.trunk
+	c := &telemetry.Connection{
+		Direction:      policy.Inbound,
+		Src:            telemetry.Endpoint{Addr: i.src, Identity: in.hs.Peer.ID},
+		Dst:            telemetry.Endpoint{Addr: i.dst, Workload: in.pod.Name, Namespace: in.pod.Namespace, Identity: in.pod.Identity},
+		Start:          i.start,
+		TLSVersion:     tls.VersionTLS13,
+		CipherSuite:    in.hs.CipherSuite,
+		Group:          in.hs.Group,
+		SecurityPolicy: telemetry.MutualTLS,
+		Rule:           i.verdict.Rule,
+		PolicyVersion:  i.verdict.Version,
+	}
+	if i.peer != nil {
+		c.Src.Workload, c.Src.Namespace = i.peer.Name, i.peer.Namespace
+	}
+	return c
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package tunnel carries pods' connections over mutual TLS: it captures what
+// an enrolled pod opens (client), takes in what peers send (server), and keeps
+// the connections between them (pool). It makes the event loops and closes
+// them.
+//
+// It decides by a snapshot and asks identity for certificates. It does not know
+// how sockets are steered to it: listeners are handed to it, and Sockets makes
+// the others.
+package tunnel
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/snapshot"
+	"github.com/culvert-mesh/culvert/telemetry"
+	"github.com/culvert-mesh/culvert/tunnel/loop"
+	"github.com/culvert-mesh/culvert/tunnel/relay"
+)
+
+// The tunnel's ports in a pod.
+const (
+	OutboundPort = 15001 // what the pod opens is steered here
+	InboundPort  = 15006 // plaintext that may come in (PERMISSIVE)
+	HBONEPort    = 15008 // mutual TLS
+	MetricsPort  = 15020
+	ReadyPort    = 15021
+)
+
+// ownPort reports whether a port is the tunnel's own and may never be asked
+// for through it.
+func ownPort(p uint16) bool {
+	return p == OutboundPort || p == InboundPort || p == HBONEPort || p == MetricsPort || p == ReadyPort
+}
+
+// Sockets makes sockets in one pod's network namespace. Descriptors belong to
+// the caller. Its methods may be called from any goroutine.
+type Sockets interface {
+	// Dial returns a socket of the tunnel's own, bound to src and not
+	// connected.
+	Dial(src netip.Addr) (fd int, err error)
+	// Take returns a delivery socket from stock, or false when there is
+	// none.
+	Take(v6 bool) (fd int, ok bool)
+	// Wait calls got with a delivery socket as soon as there is one.
+	Wait(v6 bool, got func(fd int, err error))
+	// Deliver binds a delivery socket to the client's address and begins to
+	// connect it to the application. unix.EINPROGRESS is no error.
+	Deliver(fd int, client netip.Addr, dst netip.AddrPort) error
+}
+
+// Recorder takes what happened. It must not block.
+type Recorder interface {
+	Opened(*telemetry.Connection) telemetry.Flow
+	Closed(*telemetry.Flow, *telemetry.Connection)
+	Handshake(telemetry.Handshake)
+}
+
+// Config has what a Tunnel needs. Snapshots, Identity, Recorder and Logger are
+// required.
+type Config struct {
+	Snapshots *snapshot.Store
+	Identity  identity.Source
+	Denied    func(*x509.Certificate, spiffeid.ID) (string, bool) // revocation; nil: nothing is revoked
+	Recorder  Recorder
+	Logger    *slog.Logger
+
+	Loops            int           // event loops; 0: one per CPU
+	HandshakeTimeout time.Duration // 0: 10 s
+	ConnectTimeout   time.Duration // to a peer, and to an application; 0: 10 s
+	PingAfter        time.Duration // 0: 10 s
+	DeadAfter        time.Duration // 0: 20 s
+	IdleAfter        time.Duration // 0: 5 min
+}
+
+// maxHandshakes is how many handshakes run at once on a node; what is beyond
+// waits in the listeners' queues.
+const maxHandshakes = 512
+
+// Tunnel is a node's tunnel.
+type Tunnel struct {
+	cfg     Config
+	workers []*worker
+	seed    maphash.Seed
+	spread  atomic.Uint32 // gives server sessions to the loops in turn
+	hands   chan struct{} // one token per running handshake
+
+	ctx    context.Context // ends handshakes and dials
+	cancel context.CancelCauseFunc
+	tasks  sync.WaitGroup // handshakes and dials
+	loops  sync.WaitGroup
+}
+
+// worker is a loop with the pool entries that belong to it.
+type worker struct {
+	*relay.Worker
+	t       *Tunnel
+	index   int
+	entries map[poolKey]*entry
+	inbound map[*inboundTrunk]struct{}
+}
+
+var errClosed = errors.New("tunnel is closing")
+
+// New makes a tunnel and starts its loops.
+func New(cfg Config) (*Tunnel, error) {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&cfg.HandshakeTimeout, 10*time.Second)
+	def(&cfg.ConnectTimeout, 10*time.Second)
+	def(&cfg.PingAfter, 10*time.Second)
+	def(&cfg.DeadAfter, 20*time.Second)
+	def(&cfg.IdleAfter, 5*time.Minute)
+	if cfg.Loops == 0 {
+		cfg.Loops = runtime.NumCPU()
+	}
+	t := &Tunnel{cfg: cfg, seed: maphash.MakeSeed(), hands: make(chan struct{}, maxHandshakes)}
+	t.ctx, t.cancel = context.WithCancelCause(context.Background())
+	for i := range cfg.Loops {
+		l, err := loop.New()
+		if err != nil {
+			t.Close()
+			return nil, fmt.Errorf("make event loop %d: %w", i, err)
+		}
+		w := &worker{Worker: relay.NewWorker(l), t: t, index: i, entries: map[poolKey]*entry{}, inbound: map[*inboundTrunk]struct{}{}}
+		t.workers = append(t.workers, w)
+		t.loops.Go(l.Run)
+	}
+	return t, nil
+}
+
+// Close ends every connection with a reset, and the loops. It waits for them.
+func (t *Tunnel) Close() {
+	t.cancel(errClosed)
+	for _, w := range t.workers {
+		done := make(chan struct{})
+		if w.Loop.Post(func() { w.closeAll(); close(done) }) {
+			<-done
+		}
+	}
+	t.tasks.Wait()
+	for _, w := range t.workers {
+		w.Loop.Stop()
+	}
+	t.loops.Wait()
+}
+
+func (w *worker) closeAll() {
+	for _, e := range w.entries {
+		e.close(errClosed)
+	}
+	for in := range w.inbound {
+		in.trunk.Close(errClosed)
+	}
+}
+
+// home is the worker that a pool key belongs to.
+func (t *Tunnel) home(k poolKey) *worker {
+	return t.workers[maphash.Comparable(t.seed, k)%uint64(len(t.workers))]
+}
+
+func (t *Tunnel) trunkConfig() relay.TrunkConfig {
+	return relay.TrunkConfig{PingAfter: t.cfg.PingAfter, DeadAfter: t.cfg.DeadAfter, IdleAfter: t.cfg.IdleAfter}
+}
+
+func (t *Tunnel) verifier() identity.Verifier {
+	return identity.Verifier{Bundles: t.cfg.Identity, Denied: t.cfg.Denied}
+}
+
+// PodConfig describes a pod to the tunnel.
+type PodConfig struct {
+	Key       string // unique on the node
+	Name      string
+	Namespace string
+	Identity  spiffeid.ID
+	Sockets   Sockets
+}
+
+// Pod is an enrolled pod as the tunnel sees it. A pod replaced under the same
+// name is another Pod, and shares no connection with its predecessor.
+type Pod struct {
+	PodConfig
+	t    *Tunnel
+	w    *worker // its listeners' loop
+	mu   sync.Mutex
+	gone bool
+	fds  []int // listeners, owned by w's loop
+}
+
+// AddPod makes a pod known. Remove takes it away.
+func (t *Tunnel) AddPod(cfg PodConfig) *Pod {
+	return &Pod{PodConfig: cfg, t: t, w: t.workers[maphash.String(t.seed, cfg.Key)%uint64(len(t.workers))]}
+}
+
+// ServeOutbound takes over a listener for what the pod opens.
+func (p *Pod) ServeOutbound(fd int) error { return p.serve(fd, p.capture) }
+
+// ServeHBONE takes over a listener for what peers send the pod.
+func (p *Pod) ServeHBONE(fd int) error { return p.serve(fd, p.acceptPeer) }
+
+// serve registers a listener on the pod's loop and waits until it is.
+func (p *Pod) serve(fd int, accepted func(fd int)) error {
+	done := make(chan error, 1)
+	if !p.w.Loop.Post(func() {
+		err := p.w.Loop.Register(fd, &acceptor{w: p.w, fd: fd, accepted: accepted, log: p.t.cfg.Logger})
+		if err == nil {
+			p.mu.Lock()
+			p.fds = append(p.fds, fd)
+			p.mu.Unlock()
+		}
+		done <- err
+	}) {
+		return errClosed
+	}
+	return <-done
+}
+
+// Remove closes the pod's listeners and resets its connections, and waits
+// until none is left.
+func (p *Pod) Remove() {
+	p.mu.Lock()
+	p.gone = true
+	fds := p.fds
+	p.fds = nil
+	p.mu.Unlock()
+	var wait sync.WaitGroup
+	for _, w := range p.t.workers {
+		wait.Add(1)
+		if !w.Loop.Post(func() {
+			defer wait.Done()
+			if w == p.w {
+				for _, fd := range fds {
+					w.Loop.Close(fd)
+				}
+			}
+			w.removePod(p)
+		}) {
+			wait.Done()
+		}
+	}
+	wait.Wait()
+}
+
+func (p *Pod) isGone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.gone
+}
+
+func (w *worker) removePod(p *Pod) {
+	for k, e := range w.entries {
+		if k.pod == p {
+			e.close(errPodGone)
+		}
+	}
+	for in := range w.inbound {
+		if in.pod == p {
+			in.trunk.Close(errPodGone)
+		}
+	}
+}
+
+var errPodGone = errors.New("pod is gone")
