@@ -79,6 +79,12 @@ type Daemon struct {
 	client *http.Client
 }
 
+// RunDir is the run directory of the node's daemon, unless DaemonConfig's Settings name another.
+func (n *Node) RunDir() string { return filepath.Join(n.Dir, "run") }
+
+// RunDir is that of the daemon's node.
+func (d *Daemon) RunDir() string { return d.Node.RunDir() }
+
 // StartDaemon writes the node's configuration, starts the binary and waits until it is ready. The lab stops it.
 func (n *Node) StartDaemon(ctx context.Context, cfg DaemonConfig) (*Daemon, error) {
 	d, err := n.LaunchDaemon(cfg)
@@ -142,7 +148,7 @@ func (n *Node) Configure(cfg DaemonConfig) error {
 	}
 	settings := map[string]any{
 		"node":        map[string]any{"name": n.Name},
-		"runDir":      filepath.Join(n.Dir, "run"),
+		"runDir":      n.RunDir(),
 		"trustDomain": TrustDomain,
 		"identity":    map[string]any{"ca": map[string]any{"dir": caDir}},
 		"workloads":   map[string]any{"file": "workloads.yaml"},

@@ -68,7 +68,7 @@ type Lab struct {
 
 	mu     sync.Mutex // guards what follows
 	apps   []*App
-	caRoot string
+	rooted bool // the root is made
 }
 
 // Node is a node: a network namespace that routes between its pods and the other nodes.
@@ -97,6 +97,7 @@ type Pod struct {
 	V4, V6 netip.Addr
 
 	netns string
+	fresh map[string]string // sysctls as they were before any daemon
 }
 
 // New builds a lab. When it fails it leaves nothing.
@@ -188,6 +189,9 @@ func (l *Lab) addNode(number int) error {
 			return err
 		}
 		if err := attach(n, p); err != nil {
+			return fmt.Errorf("pod %d: %w", i, err)
+		}
+		if err := p.NS.Do(func() (err error) { p.fresh, err = readSysctls(); return err }); err != nil {
 			return fmt.Errorf("pod %d: %w", i, err)
 		}
 	}

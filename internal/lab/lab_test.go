@@ -16,6 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/culvert-mesh/culvert/internal/capture"
 )
 
@@ -194,7 +200,7 @@ func TestSweepRemovesWhatAKilledRunLeft(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Printf("lab %s %d\n", l.ID, p.PID)
+		fmt.Printf("lab %s %d\n", l.ID, p.PID())
 		select {} // killed here
 	}
 	if os.Geteuid() != 0 {
@@ -241,5 +247,55 @@ func TestUntilSaysWhatItWaitedFor(t *testing.T) {
 	err := Until(ctx, "pigs fly", func() error { return net.ErrClosed })
 	if err == nil || !strings.Contains(err.Error(), "pigs fly") || !strings.Contains(err.Error(), net.ErrClosed.Error()) {
 		t.Errorf("error: %v", err)
+	}
+}
+
+// State finds each kind of thing that a daemon leaves in a pod, and nothing where there was none.
+func TestStateFindsWhatIsLeft(t *testing.T) {
+	l, _ := newLab(t)
+	n, p := l.Nodes[0], l.Pod(1, 1)
+	if s := n.State(p); s != "" {
+		t.Errorf("a fresh pod has:\n%s", s)
+	}
+	err := p.Do(func() error {
+		rule := netlink.NewRule()
+		rule.Mark, rule.Table, rule.Family = 7, 123, netlink.FAMILY_V6
+		if err := netlink.RuleAdd(rule); err != nil {
+			return err
+		}
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		_, everything, _ := net.ParseCIDR("0.0.0.0/0")
+		route := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: everything, Table: 123, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST}
+		if err := netlink.RouteAdd(route); err != nil {
+			return err
+		}
+		return sysctl("ipv4.fwmark_reflect", "1")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	lookup, err := link.AttachNetNs(p.NS.FD(), program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lookup.Close()
+	for _, want := range []string{"rule:", "route:", "sysctl ipv4/fwmark_reflect: 1, was 0", "link:"} {
+		if s := n.State(p); !strings.Contains(s, want) {
+			t.Errorf("no %q in:\n%s", want, s)
+		}
+	}
+	if s := n.State(l.Pod(1, 2)); s != "" {
+		t.Errorf("its neighbour has:\n%s", s)
 	}
 }

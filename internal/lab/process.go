@@ -14,7 +14,7 @@ import (
 
 // Process is a process that the lab has started. It is killed, at the latest, when the lab is closed.
 type Process struct {
-	PID  int
+	pid  int
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error // of Wait; to be read once done is closed
@@ -36,18 +36,21 @@ func (l *Lab) start(ns *netns.NS, cmd *exec.Cmd) (*Process, error) {
 	if err := ns.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	p := &Process{PID: cmd.Process.Pid, cmd: cmd, done: make(chan struct{})}
-	err := l.journal.addProcess("process", p.PID) // before Wait: until then the pid is not reused
+	p := &Process{pid: cmd.Process.Pid, cmd: cmd, done: make(chan struct{})}
+	err := l.journal.addProcess("process", p.pid) // before Wait: until then the pid is not reused
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)
 	}()
 	if err != nil && !os.IsNotExist(err) {
 		p.Kill()
-		return nil, fmt.Errorf("write down process %d: %w", p.PID, err)
+		return nil, fmt.Errorf("write down process %d: %w", p.pid, err)
 	}
 	return p, nil
 }
+
+// PID is the process's number.
+func (p *Process) PID() int { return p.pid }
 
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
@@ -58,7 +61,7 @@ func (p *Process) Wait(ctx context.Context) error {
 	case <-p.done:
 		return p.err
 	case <-ctx.Done():
-		return fmt.Errorf("wait for process %d: %w", p.PID, context.Cause(ctx))
+		return fmt.Errorf("wait for process %d: %w", p.pid, context.Cause(ctx))
 	}
 }
 
@@ -70,7 +73,7 @@ func (p *Process) Signal(s os.Signal) error {
 	default:
 	}
 	if err := p.cmd.Process.Signal(s); err != nil && err != os.ErrProcessDone {
-		return fmt.Errorf("signal process %d: %w", p.PID, err)
+		return fmt.Errorf("signal process %d: %w", p.pid, err)
 	}
 	return nil
 }
