@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command matrix holds MATRIX.tsv against what the tests did. It reads the output of "go test -json" from the files
-// given, or from standard input, and fails when a row that is listed as pass failed, was skipped, in part or whole, or
+// Command matrix holds MATRIX.tsv against what the tests did. It reads the output of "go test -json" from a file, or
+// from standard input, and fails when a row that is listed as pass failed, was skipped, in part or whole, or
 // did not run. It says how many rows are open.
 //
 //	go test -json ./test/e2e/... | go run ./test/e2e/matrix
@@ -27,8 +27,13 @@ const (
 func main() {
 	path := flag.String("matrix", "test/e2e/MATRIX.tsv", "the table")
 	lint := flag.Bool("lint", false, "check the table only, read no test output")
+	output := flag.String("results", "", "the output of go test -json; empty: standard input")
 	flag.Parse()
-	if err := run(os.Stdout, *path, *lint, flag.Args()); err != nil {
+	files := flag.Args()
+	if *output != "" {
+		files = append(files, *output)
+	}
+	if err := run(os.Stdout, *path, *lint, files); err != nil {
 		fmt.Fprintln(os.Stderr, "matrix:", err)
 		os.Exit(1)
 	}
