@@ -129,7 +129,7 @@ func (n *Node) LaunchDaemon(cfg DaemonConfig) (*Daemon, error) {
 	if d.Process, err = n.Start(cmd); err != nil {
 		return nil, fmt.Errorf("start daemon on %s: %w", n.Name, err)
 	}
-	n.daemon = d
+	n.daemons = append(n.daemons, d)
 	return d, nil
 }
 

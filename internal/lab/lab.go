@@ -82,9 +82,9 @@ type Node struct {
 	// Dir holds the node's configuration and logs.
 	Dir string
 
-	lab    *Lab
-	netns  string
-	daemon *Daemon
+	lab     *Lab
+	netns   string
+	daemons []*Daemon
 }
 
 // Pod is a pod: a network namespace with eth0 and the default route to its node.
@@ -239,8 +239,8 @@ func (l *Lab) Close() error {
 		errs = append(errs, a.Close())
 	}
 	for _, n := range l.Nodes {
-		if n.daemon != nil {
-			errs = append(errs, n.daemon.Close())
+		for _, d := range slices.Backward(n.daemons) {
+			errs = append(errs, d.Close())
 		}
 	}
 	for _, n := range l.Nodes {
