@@ -367,3 +367,16 @@ func TestOpenSSLWithoutCertificate(t *testing.T) {
 	wantFailure(t, err, identity.ReasonNoCertificate)
 	o.wait("SSL alert number 116", 1)
 }
+
+// A group that we do not offer a share for costs a HelloRetryRequest.
+func TestOpenSSLHelloRetryRequest(t *testing.T) {
+	a := newAuthority(t, meshTD)
+	roles(t, func(t *testing.T, weServe bool) {
+		o, s, r := connect(t, a, weServe, 0, "-groups", "P-384")
+		if r.Group != tls.CurveP384 {
+			t.Errorf("group %v", r.Group)
+		}
+		s.send(t, "hello\n")
+		o.wait("hello", 1)
+	})
+}
