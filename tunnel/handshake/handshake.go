@@ -14,13 +14,14 @@
 // caller should not discard unsent bytes (SO_LINGER with 0 seconds) before it
 // closes.
 //
-// Two things follow from TLS 1.3. A client's handshake ends before the server
-// has looked at the client's certificate: a refusal arrives as the first record
-// after it (*record.PeerAlert), which FromAlert turns into a failure. And a
-// client may say in which order it wants the cipher suites, but crypto/tls lets
-// nobody configure it: it offers AES-128-GCM first where the CPU has AES
-// instructions, ChaCha20-Poly1305 first elsewhere, and as a server it follows
-// such an order of the client's among the AES suites.
+// A client's handshake ends before the server has looked at the client's
+// certificate (TLS 1.3): a refusal arrives as the first record after it, a
+// *record.PeerAlert, which FromAlert turns into a failure.
+//
+// crypto/tls lets nobody configure TLS 1.3's cipher suites. Where the CPU has
+// AES instructions it offers AES-128-GCM first, and as a server takes it from any
+// client whose first choice is an AES suite; elsewhere it prefers
+// ChaCha20-Poly1305. That is the order we would choose.
 package handshake
 
 import (

@@ -380,3 +380,17 @@ func TestOpenSSLHelloRetryRequest(t *testing.T) {
 		o.wait("hello", 1)
 	})
 }
+
+// A client that would rather have AES-256-GCM, as rustls, gets AES-128-GCM from
+// us, where there are AES instructions.
+func TestOpenSSLPrefersAES256(t *testing.T) {
+	a := newAuthority(t, meshTD)
+	_, _, r := connect(t, a, true, 0, "-ciphersuites", "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256")
+	switch r.CipherSuite {
+	case tls.TLS_AES_128_GCM_SHA256:
+	case tls.TLS_CHACHA20_POLY1305_SHA256:
+		t.Log("no AES instructions here")
+	default:
+		t.Errorf("suite %s", tls.CipherSuiteName(r.CipherSuite))
+	}
+}
