@@ -77,6 +77,8 @@ const (
 	ReporterDestination Reporter = "destination" // the server's node: inbound
 )
 
+func reporters() []Reporter { return []Reporter{ReporterSource, ReporterDestination} }
+
 // ReporterOf is the side that sees connections in this direction.
 func ReporterOf(d policy.Direction) Reporter {
 	if d == policy.Outbound {
@@ -122,6 +124,6 @@ type Connection struct {
 // Handshake is the outcome of one TLS handshake between nodes.
 type Handshake struct {
 	Reporter Reporter
-	Reason   string        // of identity's closed list; empty: it succeeded
+	Reason   string        // one of identity.Reasons; empty: it succeeded
 	Duration time.Duration // from the first byte to the last
 }

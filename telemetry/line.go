@@ -41,7 +41,7 @@ func appendJSON(b []byte, c *Connection) []byte {
 	b = appendField(b, `,"security_policy":"`, string(security(c)))
 	if c.TLSVersion != 0 {
 		b = appendField(b, `,"tls.version":"`, version(c.TLSVersion))
-		b = appendField(b, `,"tls.cipher":"`, tls.CipherSuiteName(c.CipherSuite))
+		b = appendField(b, `,"tls.cipher":"`, cipher(c.CipherSuite))
 		if c.Group != 0 {
 			b = appendField(b, `,"tls.group":"`, c.Group.String())
 		}
@@ -165,7 +165,7 @@ func appendText(b []byte, c *Connection) []byte {
 		b = append(b, " TLS"...)
 		b = append(b, version(c.TLSVersion)...)
 		b = append(b, ' ')
-		b = append(b, tls.CipherSuiteName(c.CipherSuite)...)
+		b = append(b, cipher(c.CipherSuite)...)
 		if c.Group != 0 {
 			b = append(b, ' ')
 			b = append(b, c.Group.String()...)
@@ -231,6 +231,20 @@ func version(v uint16) string {
 		return "1.2"
 	}
 	return "0x" + strconv.FormatUint(uint64(v), 16)
+}
+
+// cipher is tls.CipherSuiteName, which allocates, without that for the suites of
+// TLS 1.3.
+func cipher(suite uint16) string {
+	switch suite {
+	case tls.TLS_AES_128_GCM_SHA256:
+		return "TLS_AES_128_GCM_SHA256"
+	case tls.TLS_AES_256_GCM_SHA384:
+		return "TLS_AES_256_GCM_SHA384"
+	case tls.TLS_CHACHA20_POLY1305_SHA256:
+		return "TLS_CHACHA20_POLY1305_SHA256"
+	}
+	return tls.CipherSuiteName(suite)
 }
 
 // cut shortens a detail, at the beginning of a character.

@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/culvert-mesh/culvert/identity"
 )
 
 // MetricsConfig names what metrics are read from. Every field may be zero.
@@ -69,11 +71,18 @@ func NewMetrics(c MetricsConfig) *Metrics {
 		Name: "culvert_connections_closed_total",
 		Help: "Connections of applications that have ended, by how they did. Those refused are among them.",
 	}, []string{"reporter", "reason"})
-	for _, reporter := range []Reporter{ReporterSource, ReporterDestination} {
+	for _, reporter := range reporters() {
 		for _, reason := range Reasons() {
 			m.closed[closedKey{reporter, reason}] = closed.WithLabelValues(string(reporter), string(reason))
 		}
 		m.unlisted[reporter] = closed.WithLabelValues(string(reporter), "unlisted")
+	}
+	// Every series of a closed list is there from the start: an alert on the
+	// first failure needs the zero before it.
+	for _, reporter := range reporters() {
+		for _, reason := range identity.Reasons() {
+			m.handshakeFailures.WithLabelValues(string(reason), string(reporter))
+		}
 	}
 	m.traffic.init(r)
 
