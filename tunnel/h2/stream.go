@@ -238,7 +238,7 @@ func (c *Conn) appendHeaders(id uint32, fields []hpack.HeaderField, end bool) {
 		flags = http2.FlagHeadersEndStream
 	}
 	for b := c.encoded.b; ; {
-		n := min(len(b), c.peerFrame)
+		n := min(len(b), defaultMaxFrame) // which every peer accepts
 		if n == len(b) {
 			flags |= http2.FlagHeadersEndHeaders // the same bit in CONTINUATION
 		}
