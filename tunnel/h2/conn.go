@@ -62,6 +62,7 @@ type Conn struct {
 
 	// Streams.
 	streams  map[uint32]*Stream
+	peak     int     // of len(streams)
 	last     *Stream // the last one looked up
 	nextID   uint32  // of the stream that Open makes
 	peerID   uint32  // the highest that the peer opened
@@ -79,7 +80,6 @@ type Conn struct {
 	settled        bool // they came
 	peerStreams    uint32
 	peerWindow     int
-	peerFrame      int
 	peerHeaderList uint64
 	peerTable      uint32
 
@@ -122,7 +122,6 @@ func New(cfg Config) *Conn {
 		recvWin:        ConnWindow,
 		peerStreams:    assumedPeerStreams,
 		peerWindow:     protocolWindow,
-		peerFrame:      defaultMaxFrame,
 		peerHeaderList: 1<<64 - 1,
 		peerTable:      defaultTableSize,
 		tableSize:      defaultTableSize,

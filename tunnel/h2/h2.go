@@ -95,11 +95,16 @@ const (
 	// (18 KiB).
 	keepEvents = 256
 
+	// keepStreams is how many streams' map a connection without any holds on
+	// to: maps do not shrink.
+	keepStreams = 64
+
 	// defaultTableSize is the HPACK dynamic table that a peer may use until
 	// it has acknowledged our SETTINGS (RFC 9113, section 6.5.2).
 	defaultTableSize = 4096 // bytes
 
-	// defaultMaxFrame is the frame size any peer accepts.
+	// defaultMaxFrame is the frame size that any peer accepts, and the most
+	// that we send.
 	defaultMaxFrame = 16 << 10 // bytes
 )
 

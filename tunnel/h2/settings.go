@@ -59,9 +59,8 @@ func (c *Conn) setting(id http2.SettingID, v uint32) {
 	case http2.SettingMaxFrameSize:
 		if v < defaultMaxFrame || v > 1<<24-1 {
 			c.failf(http2.ErrCodeProtocol, "MAX_FRAME_SIZE is %d", v)
-			return
 		}
-		c.peerFrame = int(v)
+		// Nothing that we send is larger than any peer accepts.
 	case http2.SettingMaxHeaderListSize:
 		c.peerHeaderList = uint64(v)
 	}

@@ -49,7 +49,6 @@ type State struct {
 	Settled        bool
 	PeerStreams    uint32
 	PeerWindow     int
-	PeerFrame      int
 	PeerHeaderList uint64
 	PeerTable      uint32
 
@@ -84,7 +83,7 @@ func (c *Conn) Freeze() State {
 		Control: slices.Clone(c.Control()), Replies: c.replies,
 		NextID: c.nextID, PeerID: c.peerID, Limited: c.limited,
 		SendWindow: c.sendWin, ReceiveWindow: c.recvWin, ReceiveDue: c.recvDue, Late: c.late,
-		Settled: c.settled, PeerStreams: c.peerStreams, PeerWindow: c.peerWindow, PeerFrame: c.peerFrame,
+		Settled: c.settled, PeerStreams: c.peerStreams, PeerWindow: c.peerWindow,
 		PeerHeaderList: c.peerHeaderList, PeerTable: c.peerTable,
 		Acked: c.acked, Pings: c.pings, Budget: c.budget, Earned: c.earned,
 		GoneLast: c.goneLast, GoneSent: c.goneSent, GonePeer: c.gonePeer, GoneLimit: c.goneLimit,
@@ -121,7 +120,7 @@ func Thaw(st State) (*Conn, []*Stream) {
 		streams: make(map[uint32]*Stream),
 		nextID:  st.NextID, peerID: st.PeerID, limited: st.Limited,
 		sendWin: st.SendWindow, recvWin: st.ReceiveWindow, recvDue: st.ReceiveDue, late: st.Late,
-		settled: st.Settled, peerStreams: st.PeerStreams, peerWindow: st.PeerWindow, peerFrame: st.PeerFrame,
+		settled: st.Settled, peerStreams: st.PeerStreams, peerWindow: st.PeerWindow,
 		peerHeaderList: st.PeerHeaderList, peerTable: st.PeerTable,
 		acked: st.Acked, pings: st.Pings, budget: st.Budget, earned: st.Earned,
 		goneLast: st.GoneLast, goneSent: st.GoneSent, gonePeer: st.GonePeer, goneLimit: st.GoneLimit,

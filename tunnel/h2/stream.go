@@ -111,6 +111,7 @@ func (c *Conn) newStream(id uint32) *Stream {
 		target:  int32(c.cfg.InitialWindow),
 	}
 	c.streams[id] = s
+	c.peak = max(c.peak, len(c.streams))
 	return s
 }
 
@@ -126,6 +127,9 @@ func (c *Conn) forget(s *Stream) {
 	}
 	if !c.ours(s.id) {
 		c.accepted--
+	}
+	if len(c.streams) == 0 && c.peak > keepStreams {
+		c.streams, c.peak = make(map[uint32]*Stream), 0
 	}
 }
 
