@@ -8,371 +8,326 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-func (c *Conn) onHeaders(p []byte) *ConnError {
-	f := c.frame
-	if f.id == 0 {
-		return connError(http2.ErrCodeProtocol, "HEADERS on stream 0")
-	}
-	pad := 0
-	if f.flags&flagPadded != 0 {
-		if len(p) < 1 {
-			return connError(http2.ErrCodeFrameSize, "padded HEADERS without a length of the padding")
-		}
-		pad, p = int(p[0]), p[1:]
-	}
-	if f.flags&flagPriority != 0 {
-		if len(p) < 5 {
-			return connError(http2.ErrCodeFrameSize, "HEADERS too short for its priority")
-		}
-		p = p[5:]
-	}
-	if pad > len(p) {
-		return connError(http2.ErrCodeProtocol, "HEADERS with more padding than payload")
-	}
-	p = p[:len(p)-pad]
-	c.blockID, c.blockFlags, c.blockCount = f.id, f.flags, 0
-	if f.flags&flagEndHeaders != 0 {
-		return c.onBlock(p)
-	}
-	c.inBlock = true
-	return c.addBlock(p)
+// blockBuffer takes what the HPACK encoder writes.
+type blockBuffer struct{ b []byte }
+
+func (w *blockBuffer) Write(p []byte) (int, error) {
+	w.b = append(w.b, p...)
+	return len(p), nil
 }
 
-func (c *Conn) onContinuation(p []byte) *ConnError {
-	if !c.inBlock {
-		return connError(http2.ErrCodeProtocol, "CONTINUATION without HEADERS")
-	}
-	if c.blockCount++; c.blockCount > maxContinuations {
-		return connError(http2.ErrCodeEnhanceYourCalm, "header block of more than %d frames", maxContinuations)
-	}
-	if err := c.addBlock(p); err != nil {
-		return err
-	}
-	if c.frame.flags&flagEndHeaders == 0 {
-		return nil
-	}
-	p = c.block
-	c.block, c.inBlock = nil, false
-	return c.onBlock(p)
+func (c *Conn) newCodec() {
+	c.enc = hpack.NewEncoder(&c.encoded)
+	// No dynamic table, which the first block says: a use of our table would
+	// have to outlive a take-over, and saves nothing on a few short fields.
+	c.enc.SetMaxDynamicTableSizeLimit(0)
+	c.dec = hpack.NewDecoder(defaultTableSize, c.field)
+	c.dec.SetMaxStringLength(c.cfg.MaxHeaderBytes)
 }
 
-func (c *Conn) addBlock(p []byte) *ConnError {
-	if len(c.block)+len(p) > c.cfg.MaxHeaderBytes {
-		return connError(http2.ErrCodeEnhanceYourCalm, "header block of more than %d bytes", c.cfg.MaxHeaderBytes)
-	}
-	c.block = append(c.block, p...)
-	return nil
-}
-
-// onBlock takes a whole header block. It is decoded whatever becomes of it,
-// because the decoder's table depends on it.
-func (c *Conn) onBlock(p []byte) *ConnError {
-	fields, whole, err := c.decode(p)
-	if err != nil {
-		return err
-	}
-	id, end := c.blockID, c.blockFlags&flagEndStream != 0
-	s := c.streams[id]
-	if s == nil {
-		if c.cfg.Client || id%2 == 0 || id <= c.lastPeer {
-			c.nuisance--
-			return c.known(id, "HEADERS")
-		}
-		if c.goAwaySent {
-			return nil // it knows that nobody looks at it
-		}
-		c.lastPeer = id
-		if uint32(len(c.streams)) >= c.cfg.MaxConcurrentStreams {
-			c.nuisance--
-			c.replies++
-			c.queueReset(id, http2.ErrCodeRefusedStream)
-			return nil
-		}
-		s = c.newStream(id)
-	}
-	switch {
-	case s.remoteClosed:
-		c.streamError(s, http2.ErrCodeStreamClosed, "HEADERS after END_STREAM")
-		return nil
-	case !whole:
-		c.fault(s, http2.ErrCodeEnhanceYourCalm, "header list is too large")
-		return nil
-	case s.headersGot:
-		c.onTrailers(s, fields, end)
-		return nil
-	}
-	status, fault := wellFormed(fields, c.cfg.Client)
-	if fault != "" {
-		c.fault(s, http2.ErrCodeProtocol, fault)
-		return nil
-	}
-	if c.cfg.Client {
-		if status[0] == '1' { // informational: another follows
-			c.nuisance--
-			if end {
-				c.streamError(s, http2.ErrCodeProtocol, "informational answer with END_STREAM")
-			}
-			return nil
-		}
-		s.tunnel = status[0] == '2'
-	}
-	s.headersGot = true
-	c.emit(Event{Kind: EventHeaders, Stream: s, Headers: fields})
-	if end {
-		c.end(s)
-	}
-	return nil
-}
-
-// fault ends a stream. One that nobody has been told of ends quietly.
-func (c *Conn) fault(s *Stream, code http2.ErrCode, detail string) {
-	if c.cfg.Client || s.headersGot {
-		c.streamError(s, code, detail)
+// field takes a decoded field.
+func (c *Conn) field(f hpack.HeaderField) {
+	if c.listSize += int(f.Size()); c.listSize > c.cfg.MaxHeaderBytes {
+		c.dec.SetEmitEnabled(false) // the table must still be kept
 		return
 	}
-	c.nuisance--
-	c.replies++
-	c.queueReset(s.id, code)
-	c.drop(s)
+	if c.fields == nil {
+		c.fields = make([]hpack.HeaderField, 0, 8)
+	}
+	c.fields = append(c.fields, f)
 }
 
-// onTrailers takes further header blocks. A tunnel has none, section 8.5; a
-// refusal may have.
-func (c *Conn) onTrailers(s *Stream, fields []hpack.HeaderField, end bool) {
+func (c *Conn) headers(p []byte) {
+	f := &c.frame
 	switch {
-	case !c.cfg.Client, s.tunnel:
-		c.streamError(s, http2.ErrCodeProtocol, "HEADERS within a tunnel")
-	case !end:
-		c.streamError(s, http2.ErrCodeProtocol, "trailers without END_STREAM")
-	default:
-		for _, f := range fields {
-			if f.IsPseudo() || !validField(f) {
-				c.streamError(s, http2.ErrCodeProtocol, "malformed trailers")
-				return
+	case f.id == 0:
+		c.fail(http2.ErrCodeProtocol, "HEADERS on stream 0")
+		return
+	case f.id%2 == 0, c.cfg.Client && c.idle(f.id):
+		c.failf(http2.ErrCodeProtocol, "HEADERS on stream %d, which is not the peer's to open", f.id)
+		return
+	}
+	pad := 0
+	if f.flags.Has(http2.FlagHeadersPadded) {
+		if len(p) < 1 {
+			c.fail(http2.ErrCodeFrameSize, "padded HEADERS of 0 bytes")
+			return
+		}
+		pad = int(p[0])
+		p = p[1:]
+	}
+	if f.flags.Has(http2.FlagHeadersPriority) {
+		if len(p) < 5 {
+			c.failf(http2.ErrCodeFrameSize, "HEADERS of %d bytes with priority", f.length)
+			return
+		}
+		p = p[5:] // RFC 9113, section 5.3: deprecated, ignored
+	}
+	if pad > len(p) {
+		c.failf(http2.ErrCodeProtocol, "HEADERS of %d bytes padded with %d", f.length, pad)
+		return
+	}
+	p = p[:len(p)-pad]
+	end := f.flags.Has(http2.FlagHeadersEndStream)
+	if f.flags.Has(http2.FlagHeadersEndHeaders) {
+		c.headerBlock(f.id, end, p)
+		return
+	}
+	if len(p) > c.cfg.MaxHeaderBytes {
+		c.failf(http2.ErrCodeEnhanceYourCalm, "header block of more than %d bytes", c.cfg.MaxHeaderBytes)
+		return
+	}
+	c.blockID, c.blockEnd, c.blockFrames = f.id, end, 0
+	c.block = append(c.block[:0], p...)
+}
+
+func (c *Conn) continuation(p []byte) {
+	if c.blockID == 0 {
+		c.failf(http2.ErrCodeProtocol, "CONTINUATION on stream %d without HEADERS", c.frame.id)
+		return
+	}
+	if c.blockFrames++; c.blockFrames > maxContinuations {
+		c.failf(http2.ErrCodeEnhanceYourCalm, "header block of more than %d CONTINUATION frames", maxContinuations)
+		return
+	}
+	if len(c.block)+len(p) > c.cfg.MaxHeaderBytes {
+		c.failf(http2.ErrCodeEnhanceYourCalm, "header block of more than %d bytes", c.cfg.MaxHeaderBytes)
+		return
+	}
+	c.block = append(c.block, p...)
+	if c.frame.flags.Has(http2.FlagContinuationEndHeaders) {
+		id, end, block := c.blockID, c.blockEnd, c.block
+		c.blockID, c.block = 0, nil
+		c.headerBlock(id, end, block)
+	}
+}
+
+// decode decodes a whole block. ok is false when the list is too large; a
+// block that cannot be decoded fails the connection.
+func (c *Conn) decode(block []byte) (fields []hpack.HeaderField, ok bool) {
+	if len(block) > c.cfg.MaxHeaderBytes {
+		c.failf(http2.ErrCodeEnhanceYourCalm, "header block of more than %d bytes", c.cfg.MaxHeaderBytes)
+		return nil, false
+	}
+	if !c.tableUpdates(block) {
+		c.fail(http2.ErrCodeCompression, "no dynamic table size update after SETTINGS")
+		return nil, false
+	}
+	c.fields, c.listSize = nil, 0
+	c.dec.SetEmitEnabled(true)
+	_, err := c.dec.Write(block)
+	if err == nil {
+		err = c.dec.Close()
+	}
+	if err != nil {
+		c.fail(http2.ErrCodeCompression, err.Error())
+		return nil, false
+	}
+	fields = c.fields
+	c.fields = nil
+	return fields, c.listSize <= c.cfg.MaxHeaderBytes
+}
+
+// tableUpdates follows the dynamic table size updates at the front of a block
+// (RFC 7541, section 6.3), and reports whether one is missing where RFC 9113,
+// section 4.3.1 demands it. The decoder judges whether they are well-formed.
+func (c *Conn) tableUpdates(b []byte) bool {
+	for len(b) > 0 && b[0]&0xe0 == 0x20 {
+		n := uint64(b[0] & 0x1f)
+		b = b[1:]
+		if n == 0x1f {
+			for shift := 0; len(b) > 0 && shift < 32; shift += 7 {
+				d := b[0]
+				b = b[1:]
+				n += uint64(d&0x7f) << shift
+				if d < 0x80 {
+					break
+				}
 			}
 		}
-		c.end(s)
+		c.tableSize = uint32(min(n, defaultTableSize))
+		c.wantUpdate = c.wantUpdate && c.tableSize > 0
+	}
+	return !c.wantUpdate
+}
+
+// headerBlock acts on a whole header block.
+func (c *Conn) headerBlock(id uint32, end bool, block []byte) {
+	fields, ok := c.decode(block)
+	if c.err != nil {
+		return
+	}
+	s := c.lookup(id)
+	switch {
+	case s == nil && c.cfg.Client, s == nil && id <= c.peerID:
+		c.charge(1) // for a stream that is gone
+	case s == nil:
+		c.request(id, end, fields, ok)
+	case s.remoteClosed:
+		c.streamError(id, http2.ErrCodeStreamClosed)
+	case !c.cfg.Client:
+		// RFC 9113, section 8.5: only DATA on a CONNECT stream.
+		c.streamError(id, http2.ErrCodeProtocol)
+	default:
+		c.response(s, end, fields, ok)
 	}
 }
 
-// decode decodes a header block. whole is false when the list is larger than
-// it may be; then fields is not complete.
-func (c *Conn) decode(p []byte) (fields []hpack.HeaderField, whole bool, cerr *ConnError) {
-	d := c.decoder()
-	at, size := len(c.scratch.fields), 0
-	d.SetEmitFunc(func(f hpack.HeaderField) {
-		if size += int(f.Size()); size <= c.cfg.MaxHeaderBytes {
-			c.scratch.fields = append(c.scratch.fields, f)
+// request acts on the header block that opens a stream.
+func (c *Conn) request(id uint32, end bool, fields []hpack.HeaderField, ok bool) {
+	c.peerID = id
+	refuse := http2.ErrCodeNo
+	switch {
+	case len(c.Control()) > maxControl:
+		c.fail(http2.ErrCodeEnhanceYourCalm, "answers are not read")
+		return
+	case c.goneSent:
+		// Our GOAWAY told that it would not be processed.
+		c.late += int(c.cfg.InitialWindow)
+		c.charge(1)
+		return
+	case uint32(c.accepted) >= c.cfg.MaxConcurrentStreams:
+		refuse = http2.ErrCodeRefusedStream
+	case !ok:
+		refuse = http2.ErrCodeEnhanceYourCalm
+	case !wellFormed(fields, requestBlock):
+		refuse = http2.ErrCodeProtocol
+	}
+	if refuse != http2.ErrCodeNo {
+		c.late += int(c.cfg.InitialWindow)
+		if c.charge(1) {
+			c.streamError(id, refuse)
 		}
-	})
-	_, err := d.Write(p)
-	if err == nil {
-		err = d.Close()
+		return
 	}
-	d.SetEmitFunc(nil) // it holds c, and the decoder may be shared
-	if err != nil {
-		c.scratch.dec = nil
-		return nil, false, connError(http2.ErrCodeCompression, "%v", err)
+	s := c.newStream(id)
+	s.gotHeaders = true
+	c.accepted++
+	c.events = append(c.events, Event{Kind: EventHeaders, Stream: s, Headers: fields})
+	if end {
+		c.remoteEnd(s)
 	}
-	n := len(c.scratch.fields)
-	return c.scratch.fields[at:n:n], size <= c.cfg.MaxHeaderBytes, nil
 }
 
-// decoder is the connection's own while the peer may use a dynamic table, then
-// one without state that is shared.
-func (c *Conn) decoder() *hpack.Decoder {
-	d := &c.dec
-	size := uint32(defaultTableSize)
-	if c.settingsAcked {
-		d, size = &c.scratch.dec, 0
+// response acts on a header block of a server.
+func (c *Conn) response(s *Stream, end bool, fields []hpack.HeaderField, ok bool) {
+	kind := responseBlock
+	if s.gotHeaders {
+		kind = trailerBlock
 	}
-	if *d == nil {
-		*d = hpack.NewDecoder(size, nil)
+	switch {
+	case !ok:
+		c.streamError(s.id, http2.ErrCodeEnhanceYourCalm)
+		return
+	case !wellFormed(fields, kind), kind == trailerBlock && (s.connected || !end):
+		c.streamError(s.id, http2.ErrCodeProtocol)
+		return
+	case kind == trailerBlock:
+		// Behind a refusal: of no use.
+		c.remoteEnd(s)
+		return
 	}
-	(*d).SetMaxStringLength(c.cfg.MaxHeaderBytes)
-	return *d
+	switch status := fields[0].Value; status[0] {
+	case '1': // informational
+		if end || status == "101" {
+			c.streamError(s.id, http2.ErrCodeProtocol)
+			return
+		}
+		c.charge(1)
+		return
+	case '2':
+		s.connected = true
+	}
+	s.gotHeaders = true
+	c.earn(earnBytes)
+	c.events = append(c.events, Event{Kind: EventHeaders, Stream: s, Headers: fields})
+	if end {
+		c.remoteEnd(s)
+	}
 }
 
-// wellFormed says what is wrong with a request or an answer (RFC 9113, sections
-// 8.2 and 8.3), and returns an answer's status. What its fields mean is not
-// looked at.
-func wellFormed(fields []hpack.HeaderField, client bool) (status, fault string) {
-	var seen uint8
-	regular := false
+type blockKind uint8
+
+const (
+	requestBlock blockKind = iota
+	responseBlock
+	trailerBlock
+)
+
+// wellFormed judges a header list by RFC 9113, sections 8.2 and 8.3. What a
+// request must have to be one of ours is not judged.
+func wellFormed(fields []hpack.HeaderField, kind blockKind) bool {
+	const (
+		method = 1 << iota
+		scheme
+		authority
+		path
+		status
+	)
+	seen, regular := 0, false
 	for _, f := range fields {
-		if !validField(f) {
-			return "", "malformed field " + quote(f.Name)
+		if !httpguts.ValidHeaderFieldValue(f.Value) {
+			return false
 		}
-		if !f.IsPseudo() {
+		if len(f.Name) == 0 || f.Name[0] != ':' {
 			regular = true
-			switch f.Name {
-			case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
-				return "", "field " + f.Name + " has no meaning in HTTP/2"
-			case "te":
-				if f.Value != "trailers" {
-					return "", "field te is not trailers"
-				}
+			if !validName(f.Name) || connectionSpecific(f) {
+				return false
 			}
 			continue
 		}
-		if regular {
-			return "", "pseudo-header field behind others"
+		bit := 0
+		switch f.Name {
+		case ":method":
+			bit = method
+		case ":scheme":
+			bit = scheme
+		case ":authority":
+			bit = authority
+		case ":path":
+			bit = path
+		case ":status":
+			bit = status
 		}
-		var bit uint8
-		switch {
-		case client && f.Name == ":status":
-			bit, status = 1, f.Value
-		case client:
-		case f.Name == ":method":
-			bit = 1
-		case f.Name == ":scheme":
-			bit = 2
-		case f.Name == ":authority":
-			bit = 4
-		case f.Name == ":path":
-			bit = 8
-		case f.Name == ":protocol":
-			bit = 16
-		}
-		if bit == 0 {
-			return "", "unknown pseudo-header field " + quote(f.Name)
-		}
-		if seen&bit != 0 {
-			return "", "pseudo-header field twice: " + f.Name
+		if bit == 0 || regular || seen&bit != 0 {
+			return false
 		}
 		seen |= bit
 	}
-	if client && !validStatus(status) {
-		return "", "no valid status"
+	switch kind {
+	case requestBlock:
+		return seen&method != 0 && seen&status == 0
+	case responseBlock:
+		return seen == status && validStatus(fields[0].Value)
+	default:
+		return seen == 0
 	}
-	if !client && seen&1 == 0 {
-		return "", "no method"
-	}
-	return status, ""
 }
 
 func validStatus(s string) bool {
-	if len(s) != 3 || s[0] < '1' || s[0] > '9' {
-		return false
-	}
-	return s[1] >= '0' && s[1] <= '9' && s[2] >= '0' && s[2] <= '9'
+	return len(s) == 3 && s[0] >= '1' && s[0] <= '9' && s[1] >= '0' && s[1] <= '9' && s[2] >= '0' && s[2] <= '9'
 }
 
-func validField(f hpack.HeaderField) bool {
-	name := f.Name
-	if f.IsPseudo() {
-		name = name[1:]
-	}
-	if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(f.Value) {
+func validName(s string) bool {
+	if len(s) == 0 {
 		return false
 	}
-	for i := 0; i < len(name); i++ {
-		if name[i] >= 'A' && name[i] <= 'Z' {
+	for i := range len(s) {
+		b := s[i]
+		if b >= 0x80 || b >= 'A' && b <= 'Z' || !httpguts.IsTokenRune(rune(b)) {
 			return false
 		}
 	}
-	v := f.Value
-	return v == "" || !space(v[0]) && !space(v[len(v)-1])
+	return true
 }
 
-func space(b byte) bool { return b == ' ' || b == '\t' }
-
-// quote shortens a peer's string for a message.
-func quote(s string) string {
-	const most = 64 // bytes
-	if len(s) > most {
-		s = s[:most]
-	}
-	b := []byte(s)
-	for i, x := range b {
-		if x < ' ' || x > '~' {
-			b[i] = '?'
-		}
-	}
-	return `"` + string(b) + `"`
-}
-
-// queueHeaders queues a header block. It is literals without indexing: there
-// is no dynamic table, so nothing of it needs to be kept, and nothing of one
-// stream shows in the compression of another.
-func (c *Conn) queueHeaders(id uint32, fields []hpack.HeaderField, end bool) {
-	at := len(c.ctl)
-	c.ctl = appendHeader(c.ctl, 0, typeHeaders, 0, id)
-	if !c.tableUpdated {
-		// Whatever size the peer allows, ours is 0 (RFC 7541, section 4.2).
-		c.tableUpdated = true
-		c.ctl = append(c.ctl, 0x20)
-	}
-	for _, f := range fields {
-		c.ctl = appendField(c.ctl, f)
-	}
-	flags := uint8(0)
-	if end {
-		flags = flagEndStream
-	}
-	n := len(c.ctl) - at - frameHeaderLen
-	if n <= minMaxFrame {
-		appendHeader(c.ctl[:at], n, typeHeaders, flags|flagEndHeaders, id)
-		return
-	}
-	block := append([]byte(nil), c.ctl[at+frameHeaderLen:]...)
-	c.ctl = c.ctl[:at]
-	for typ := uint8(typeHeaders); len(block) > 0; typ, flags = typeContinuation, 0 {
-		k := min(len(block), minMaxFrame)
-		if k == len(block) {
-			flags |= flagEndHeaders
-		}
-		c.ctl = appendHeader(c.ctl, k, typ, flags, id)
-		c.ctl = append(c.ctl, block[:k]...)
-		block = block[k:]
-	}
-}
-
-// appendField appends a literal (RFC 7541, section 6.2.2, or 6.2.3 for what
-// must not be indexed further on).
-func appendField(b []byte, f hpack.HeaderField) []byte {
-	// Indexes of the static table, RFC 7541, appendix A.
-	index := byte(0)
+// connectionSpecific is RFC 9113, section 8.2.2.
+func connectionSpecific(f hpack.HeaderField) bool {
 	switch f.Name {
-	case ":authority":
-		index = 1
-	case ":method":
-		index = 2
-	case ":status":
-		if f.Value == "200" {
-			return append(b, 0x80|8)
-		}
-		index = 8
+	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
+		return true
+	case "te":
+		return f.Value != "trailers"
 	}
-	if f.Sensitive {
-		b = append(b, 0x10|index)
-	} else {
-		b = append(b, index)
-	}
-	if index == 0 {
-		b = appendString(b, f.Name)
-	}
-	return appendString(b, f.Value)
-}
-
-// appendString appends a string, coded by Huffman where that is shorter.
-func appendString(b []byte, s string) []byte {
-	n := hpack.HuffmanEncodeLength(s)
-	if n >= uint64(len(s)) {
-		return append(appendLength(b, 0, len(s)), s...)
-	}
-	return hpack.AppendHuffmanString(appendLength(b, 0x80, int(n)), s)
-}
-
-// appendLength appends an integer with a prefix of 7 bits (RFC 7541, section
-// 5.1).
-func appendLength(b []byte, first byte, n int) []byte {
-	if n < 0x7f {
-		return append(b, first|byte(n))
-	}
-	b = append(b, first|0x7f)
-	for n -= 0x7f; n >= 0x80; n >>= 7 {
-		b = append(b, 0x80|byte(n))
-	}
-	return append(b, byte(n))
+	return false
 }

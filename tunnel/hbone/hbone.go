@@ -1,226 +1,230 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hbone is the meaning of a tunnel's header fields: the CONNECT request
-// and its answer, as Istio's ambient mode has them (HBONE). It is pure:
-// fields in, values out, and back. Nothing in them is trusted: who the peer is
-// says its certificate.
+// Package hbone has the header fields of HBONE: an HTTP/2 CONNECT to the
+// address of a workload, with the source described beside it, and its answer.
+// What goes over the wire is that of Istio's ambient mode.
+//
+// It is pure: fields in, values out. Nothing of a request but its authority
+// decides anything, and that only together with the address connected to;
+// baggage, forwarded and traceparent are information by a peer that may lie.
 package hbone
 
 import (
-	"fmt"
-	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
+	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2/hpack"
 )
 
-// Bounds of what is taken from a peer, in bytes.
+// Bounds on what is taken from a peer. Longer values are ignored.
 const (
-	maxValue  = 253 // of one value of the baggage: a name of Kubernetes is no longer
-	maxReason = 64
-	maxDetail = 128 // of a peer's string in a message
+	maxBaggage     = 8192 // bytes, the least that W3C Baggage asks for
+	maxForwarded   = 512  // bytes
+	maxTraceparent = 512  // bytes
+	maxReason      = 64   // bytes
 )
 
-// ReasonField carries a refusal's reason from one Culvert to another.
-const ReasonField = "culvert-reason"
+// Names of fields.
+const (
+	fieldBaggage     = "baggage"     // W3C Baggage
+	fieldForwarded   = "forwarded"   // RFC 7239
+	fieldTraceparent = "traceparent" // W3C Trace Context
+	fieldReason      = "culvert-reason"
+)
 
-// Request is a CONNECT request.
+// Request is a CONNECT.
 type Request struct {
-	Authority   netip.AddrPort // where to: the :authority
-	Baggage     Baggage        // who asks, as it says
-	Forwarded   netip.AddrPort // the address it asks for, as it says; may be zero
-	Traceparent string         // W3C Trace Context; may be empty
+	Authority   netip.AddrPort // where to; a zone is not allowed
+	Baggage     Baggage        // the source workload
+	Forwarded   netip.AddrPort // the application's own address; the port may be 0, and all of it missing
+	Traceparent string
 }
 
-// Refusal says how a request is to be answered that cannot be carried out.
-type Refusal struct {
-	Status int
-	Detail string // for the log
-}
-
-// Error makes a Refusal usable as an error.
-func (r *Refusal) Error() string { return r.Detail }
-
-// AppendFields appends the request's header fields.
+// AppendFields appends the request's fields, pseudo-header fields first.
 func (r Request) AppendFields(dst []hpack.HeaderField) []hpack.HeaderField {
 	dst = append(dst,
-		hpack.HeaderField{Name: ":method", Value: http.MethodConnect},
+		hpack.HeaderField{Name: ":method", Value: "CONNECT"},
 		hpack.HeaderField{Name: ":authority", Value: r.Authority.String()},
 	)
 	if b := r.Baggage.String(); b != "" {
-		dst = append(dst, hpack.HeaderField{Name: "baggage", Value: b})
+		dst = append(dst, hpack.HeaderField{Name: fieldBaggage, Value: b})
 	}
-	if r.Forwarded.IsValid() {
-		// RFC 7239, section 6: with a port, and for IPv6, it is quoted.
-		dst = append(dst, hpack.HeaderField{Name: "forwarded", Value: `for="` + r.Forwarded.String() + `"`})
+	if r.Forwarded.Addr().IsValid() {
+		dst = append(dst, hpack.HeaderField{Name: fieldForwarded, Value: `for="` + r.Forwarded.String() + `"`})
 	}
 	if r.Traceparent != "" {
-		dst = append(dst, hpack.HeaderField{Name: "traceparent", Value: r.Traceparent})
+		dst = append(dst, hpack.HeaderField{Name: fieldTraceparent, Value: r.Traceparent})
 	}
 	return dst
 }
 
-// ParseRequest reads a request whose fields are well formed (tunnel/h2 sees to
-// that). What is for information only and cannot be read is left out.
+// Refusal is an answer to a request that cannot be carried out.
+type Refusal struct {
+	Status int
+	Detail string
+}
+
+func (r *Refusal) Error() string { return strconv.Itoa(r.Status) + " " + r.Detail }
+
+func refuse(detail string) (Request, *Refusal) {
+	return Request{}, &Refusal{Status: 400, Detail: detail}
+}
+
+// ParseRequest judges the fields of a request. Malformed information beside
+// the authority is ignored.
 func ParseRequest(fields []hpack.HeaderField) (Request, *Refusal) {
 	var r Request
 	var method, authority string
+	var hasMethod, hasAuthority bool
+	var baggage []string
 	for _, f := range fields {
 		switch f.Name {
 		case ":method":
-			method = f.Value
+			if hasMethod {
+				return refuse("two methods")
+			}
+			method, hasMethod = f.Value, true
 		case ":authority":
-			authority = f.Value
-		case ":scheme", ":path", ":protocol":
-			return r, badRequest("CONNECT has no %s", f.Name)
-		case "baggage":
-			r.Baggage.parse(f.Value)
-		case "forwarded":
+			if hasAuthority {
+				return refuse("two authorities")
+			}
+			authority, hasAuthority = f.Value, true
+		case fieldBaggage:
+			baggage = append(baggage, f.Value)
+		case fieldForwarded:
+			// Of several, the first is the original (RFC 7239, section 4).
 			if !r.Forwarded.IsValid() {
 				r.Forwarded = parseForwarded(f.Value)
 			}
-		case "traceparent":
-			if r.Traceparent == "" && validTraceparent(f.Value) {
+		case fieldTraceparent:
+			if r.Traceparent == "" && len(f.Value) <= maxTraceparent && httpguts.ValidHeaderFieldValue(f.Value) {
 				r.Traceparent = f.Value
+			}
+		default:
+			if strings.HasPrefix(f.Name, ":") { // RFC 9113, section 8.5
+				return refuse("CONNECT with " + strconv.Quote(clip(f.Name)))
 			}
 		}
 	}
-	if method != http.MethodConnect {
-		return r, badRequest("method is %s, not CONNECT", quote(method))
+	if method != "CONNECT" {
+		return refuse("method is not CONNECT")
 	}
-	a, ok := parseAddrPort(authority)
-	if !ok || a.Port() == 0 {
-		return r, badRequest("authority %s is not an address and a port", quote(authority))
+	a, ok := parseAuthority(authority)
+	if !ok {
+		return refuse("authority is not ip:port: " + strconv.Quote(clip(authority)))
 	}
 	r.Authority = a
+	r.Baggage = ParseBaggage(baggage)
 	return r, nil
 }
 
-func badRequest(format string, args ...any) *Refusal {
-	return &Refusal{Status: http.StatusBadRequest, Detail: fmt.Sprintf(format, args...)}
-}
-
-// parseAddrPort parses ip:port or [v6]:port, strictly: no zone, no address of
-// one family in the clothes of the other, a port without sign or zeros in
-// front.
-func parseAddrPort(s string) (netip.AddrPort, bool) {
-	a, err := netip.ParseAddrPort(s)
-	if err != nil || a.Addr().Zone() != "" || a.Addr().Is4In6() {
+// parseAuthority takes ip:port or [v6]:port, in exactly the form in which it
+// would be written again.
+func parseAuthority(s string) (netip.AddrPort, bool) {
+	if len(s) > 64 { // the longest is of 47 characters
 		return netip.AddrPort{}, false
 	}
-	if port := s[strings.LastIndexByte(s, ':')+1:]; port != strconv.Itoa(int(a.Port())) {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil || a.Port() == 0 || a.Addr().Zone() != "" {
+		return netip.AddrPort{}, false
+	}
+	// No "[::ffff:10.0.0.1]:80", which is 10.0.0.1 to some, nor "+80".
+	if a.Addr().Is4In6() || !decimal(s[strings.LastIndexByte(s, ':')+1:]) {
 		return netip.AddrPort{}, false
 	}
 	return a, true
 }
 
-// parseForwarded takes the first for= that is an address out of a Forwarded
-// field (RFC 7239, section 4). The port is 0 where there is none.
+func decimal(s string) bool {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return false
+		}
+	}
+	return len(s) > 0 && s[0] != '0'
+}
+
+// parseForwarded takes the address of the first for= of a Forwarded field, or
+// nothing.
 func parseForwarded(s string) netip.AddrPort {
-	s, _, _ = strings.Cut(s, ",") // the first element is the one nearest to the client
-	for pair := range strings.SplitSeq(s, ";") {
-		name, value, ok := strings.Cut(strings.TrimSpace(pair), "=")
-		if !ok || !strings.EqualFold(name, "for") {
+	if len(s) > maxForwarded {
+		return netip.AddrPort{}
+	}
+	s, _, _ = strings.Cut(s, ",")
+	for s != "" {
+		var pair string
+		pair, s, _ = strings.Cut(s, ";")
+		name, v, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		if !strings.EqualFold(name, "for") {
 			continue
 		}
-		if len(value) >= 2 && value[0] == '"' && value[len(value)-1] == '"' {
-			value = value[1 : len(value)-1]
+		if n := len(v); n >= 2 && v[0] == '"' && v[n-1] == '"' {
+			v = v[1 : n-1]
 		}
-		if a, ok := parseAddrPort(value); ok {
-			return a
+		a, err := netip.ParseAddrPort(v)
+		if err != nil { // the port may be missing
+			ip, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(v, "["), "]"))
+			if err != nil {
+				return netip.AddrPort{}
+			}
+			a = netip.AddrPortFrom(ip, 0)
 		}
-		bare := value
-		if len(bare) >= 2 && bare[0] == '[' && bare[len(bare)-1] == ']' {
-			bare = bare[1 : len(bare)-1]
+		if a.Addr().Zone() != "" {
+			return netip.AddrPort{}
 		}
-		if a, err := netip.ParseAddr(bare); err == nil && a.Zone() == "" && !a.Is4In6() {
-			return netip.AddrPortFrom(a, 0)
-		}
-		return netip.AddrPort{}
+		return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	}
 	return netip.AddrPort{}
 }
 
-// validTraceparent checks version 00 of W3C Trace Context, section 3.2, and
-// later ones as far as it says how.
-func validTraceparent(s string) bool {
-	const length = 55 // bytes of version 00
-	if len(s) < length || len(s) > maxDetail || s[2] != '-' || s[35] != '-' || s[52] != '-' {
-		return false
-	}
-	version, trace, parent, flags := s[:2], s[3:35], s[36:52], s[53:55]
-	switch {
-	case !lowerHex(version), !lowerHex(trace), !lowerHex(parent), !lowerHex(flags):
-		return false
-	case version == "ff", strings.Trim(trace, "0") == "", strings.Trim(parent, "0") == "":
-		return false
-	case version == "00":
-		return len(s) == length
-	}
-	return len(s) == length || s[length] == '-'
-}
+// clip shortens what a peer sent, for an error.
+func clip(s string) string { return s[:min(len(s), 64)] }
 
-func lowerHex(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return false
-		}
-	}
-	return true
-}
-
-// ResponseFields is the answer to a request: 200, or a refusal with the reason
-// of the connection's record.
+// ResponseFields are the fields of an answer. A refusal says why, in a word of
+// the closed list of connection reasons: where the peer is not ours, it ignores
+// that.
 func ResponseFields(status int, reason string) []hpack.HeaderField {
-	fields := []hpack.HeaderField{{Name: ":status", Value: strconv.Itoa(status)}}
+	f := []hpack.HeaderField{{Name: ":status", Value: strconv.Itoa(status)}}
 	if reason != "" {
-		fields = append(fields, hpack.HeaderField{Name: ReasonField, Value: reason})
+		f = append(f, hpack.HeaderField{Name: fieldReason, Value: reason})
 	}
-	return fields
+	return f
 }
 
-// ParseResponse reads an answer. reason is empty when the peer gives none, or
-// none that is a word of our kind.
+// ResponseError is an answer that is none.
+type ResponseError struct{ Detail string }
+
+func (e *ResponseError) Error() string { return "answer to CONNECT: " + e.Detail }
+
+// ParseResponse takes the status of an answer, and the reason if there is one.
+// A reason that is no plain word is left out.
 func ParseResponse(fields []hpack.HeaderField) (status int, reason string, err error) {
-	for _, f := range fields {
-		switch f.Name {
-		case ":status":
-			n, err := strconv.Atoi(f.Value)
-			if err != nil || len(f.Value) != 3 || n < 100 || n > 999 {
-				return 0, "", fmt.Errorf("parse answer: status is %s", quote(f.Value))
-			}
-			status = n
-		case ReasonField:
-			if reason == "" && validReason(f.Value) {
-				reason = f.Value
-			}
-		}
+	i := slices.IndexFunc(fields, func(f hpack.HeaderField) bool { return f.Name == ":status" })
+	if i < 0 {
+		return 0, "", &ResponseError{"no status"}
 	}
-	if status == 0 {
-		return 0, "", fmt.Errorf("parse answer: no status")
+	v := fields[i].Value
+	if len(v) != 3 || !decimal(v) {
+		return 0, "", &ResponseError{"status is " + strconv.Quote(clip(v))}
+	}
+	status, _ = strconv.Atoi(v) // three digits
+	for _, f := range fields {
+		if f.Name == fieldReason && word(f.Value) {
+			reason = f.Value
+		}
 	}
 	return status, reason, nil
 }
 
-// validReason: the peer's word goes into the log.
-func validReason(s string) bool {
-	if len(s) > maxReason {
-		return false
-	}
-	for i := 0; i < len(s); i++ {
-		if c := s[i]; c != '_' && (c < 'a' || c > 'z') {
+// word reports whether s may be a reason: it goes into logs and metrics.
+func word(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && c != '_' {
 			return false
 		}
 	}
-	return s != ""
-}
-
-// quote shortens a peer's string for a message.
-func quote(s string) string {
-	if len(s) > maxDetail {
-		s = s[:maxDetail]
-	}
-	return strconv.QuoteToASCII(s)
+	return len(s) > 0 && len(s) <= maxReason
 }
