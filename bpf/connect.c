@@ -1,0 +1,188 @@
+//go:build ignore
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Marks the TCP sockets of enrolled pods that connect to what is carried, and
+ * refuses those that must not leave in plaintext. Nothing is rewritten: the
+ * pod's ip rule sends what is marked to lo, where steer.c finds it.
+ *
+ * Attached at a cgroup (cgroup/connect4, connect6). A socket of the tunnel's own
+ * is known by its storage, which user space sets by descriptor and accepted
+ * sockets inherit; not by its mark, which any container may set (CAP_NET_RAW).
+ */
+#include "culvert.h"
+
+#define REFUSE 0
+#define PASS 1
+
+/* By network namespace cookie, which is never used again while the machine runs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct pod);
+} enrolled SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_CIDRS);
+	__type(key, struct cidr);
+	__type(value, __u32);
+} bypass SEC(".maps");
+
+/* Bounded by the sockets there are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, __u32);
+} own_sockets SEC(".maps");
+
+static __always_inline enum decision decide(const struct pod *pod, const struct address *dst)
+{
+	const __u32 *known;
+
+	if (is_loopback(dst) || is_unspecified(dst))
+		return DECISION_CONNECT_LOOPBACK;
+	if (equal(dst, &pod->v4) || equal(dst, &pod->v6))
+		return DECISION_CONNECT_OWN_ADDRESS;
+	if (in_cidrs(&bypass, dst))
+		return DECISION_CONNECT_BYPASS;
+	known = bpf_map_lookup_elem(&destinations, dst);
+	if (!known)
+		return in_cidrs(&mesh_cidrs, dst) ? DECISION_CONNECT_REFUSED_UNKNOWN
+						  : DECISION_CONNECT_OUTSIDE;
+	if (*known == DESTINATION_TCP)
+		return DECISION_CONNECT_PLAINTEXT;
+	if (*known != DESTINATION_HBONE)
+		return DECISION_CONNECT_REFUSED_DESTINATION;
+	if (is_zero(is4(dst) ? &pod->v4 : &pod->v6))
+		return DECISION_CONNECT_REFUSED_NO_ADDRESS;
+	return DECISION_CONNECT_CARRIED;
+}
+
+/*
+ * An application may bind to a device without privilege (since 5.7), and the
+ * route to lo would not be found. The kernel lets only CAP_NET_RAW bind again.
+ * lo and not none: then nothing leaves, whatever becomes of the rule.
+ */
+static __always_inline int mark(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+{
+	__u32 old = 0, new = MARK;
+	int lo = LO;
+
+	if (sk->bound_dev_if && sk->bound_dev_if != LO) {
+		if (bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &lo, sizeof(lo))) {
+			count(DECISION_CONNECT_REFUSED_DEVICE);
+			return REFUSE;
+		}
+		count(DECISION_CONNECT_REBOUND);
+	}
+	bpf_getsockopt(ctx, SOL_SOCKET, SO_MARK, &old, sizeof(old));
+	if (old == MARK) {
+		count(DECISION_CONNECT_CARRIED);
+		return PASS;
+	}
+	if (old)
+		count(DECISION_CONNECT_MARK_REPLACED);
+	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new))) {
+		count(DECISION_CONNECT_REFUSED_NO_MARK);
+		return REFUSE;
+	}
+	count(DECISION_CONNECT_CARRIED);
+	return PASS;
+}
+
+/*
+ * A socket that was carried connects to something that is not. Were its mark
+ * kept, it would be sent to lo and reset there: wrong, but nothing leaks.
+ */
+static __always_inline void unmark(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+{
+	__u32 old = 0, none = 0;
+	int dev = 0;
+
+	if (bpf_getsockopt(ctx, SOL_SOCKET, SO_MARK, &old, sizeof(old)) || old != MARK)
+		return;
+	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &none, sizeof(none))) {
+		count(DECISION_CONNECT_MARK_KEPT);
+		return;
+	}
+	if (sk->bound_dev_if == LO)
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &dev, sizeof(dev));
+	count(DECISION_CONNECT_MARK_CLEARED);
+}
+
+static __always_inline int refuse(void)
+{
+	if (bpf_set_retval(-ECONNREFUSED))
+		count(DECISION_CONNECT_NO_ERRNO);
+	return REFUSE;
+}
+
+static __always_inline int capture(struct bpf_sock_addr *ctx, const struct address *dst)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	const struct pod *pod;
+	enum decision d;
+
+	if (ctx->protocol != IPPROTO_TCP) {
+		count(DECISION_CONNECT_NOT_TCP);
+		return PASS;
+	}
+	pod = bpf_map_lookup_elem(&enrolled, &cookie);
+	if (!pod) {
+		count(DECISION_CONNECT_NOT_ENROLLED);
+		return PASS;
+	}
+	if (!ctx->sk) {
+		count(DECISION_CONNECT_REFUSED_NO_SOCKET);
+		return refuse();
+	}
+	if (bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0)) {
+		count(DECISION_CONNECT_OWN_SOCKET);
+		return PASS;
+	}
+	d = decide(pod, dst);
+	switch (d) {
+	case DECISION_CONNECT_CARRIED:
+		return mark(ctx, ctx->sk) == PASS ? PASS : refuse();
+	case DECISION_CONNECT_LOOPBACK:
+	case DECISION_CONNECT_OWN_ADDRESS:
+	case DECISION_CONNECT_BYPASS:
+	case DECISION_CONNECT_PLAINTEXT:
+	case DECISION_CONNECT_OUTSIDE:
+		unmark(ctx, ctx->sk);
+		count(d);
+		return PASS;
+	default:
+		count(d);
+		return refuse();
+	}
+}
+
+SEC("cgroup/connect4")
+int capture4(struct bpf_sock_addr *ctx)
+{
+	struct address dst;
+
+	set4(&dst, ctx->user_ip4);
+	return capture(ctx, &dst);
+}
+
+/* Also what a dual-stack socket connects to over IPv4; connect4 is not called for it. */
+SEC("cgroup/connect6")
+int capture6(struct bpf_sock_addr *ctx)
+{
+	struct address dst;
+
+	dst.w[0] = ctx->user_ip6[0];
+	dst.w[1] = ctx->user_ip6[1];
+	dst.w[2] = ctx->user_ip6[2];
+	dst.w[3] = ctx->user_ip6[3];
+	return capture(ctx, &dst);
+}
+
+/* bpf_setsockopt, bpf_sk_storage_get: the kernel asks for a GPL-compatible program. */
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,145 @@
+//go:build ignore
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Chooses the listener of a pod's incoming connections. One instance per pod:
+ * sk_lookup has neither a mark nor a namespace cookie to go by.
+ *
+ * Runs for SYNs (and, under SYN cookies, for the ACK) that no connection takes.
+ * SK_DROP is answered by a reset at once; SK_PASS is the kernel's own lookup.
+ */
+#include "culvert.h"
+
+/* The pod's addresses in the mesh, all zero where it has none of that family. */
+volatile const struct pod self = {};
+/* The devices that hold them; 0: none. What comes in there is the mesh's business. */
+volatile const __u32 device4 = 0;
+volatile const __u32 device6 = 0;
+
+/* A listener that is closed leaves its slot: captured connections are refused. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, SLOTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} listeners SEC(".maps");
+
+static __always_inline int give(struct bpf_sk_lookup *ctx, __u32 slot, enum decision given)
+{
+	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &slot);
+	long err;
+
+	if (!sk) {
+		count(DECISION_STEER_DROPPED_NO_LISTENER);
+		return SK_DROP;
+	}
+	/* Else half of the connections go to another member of a reuseport group. */
+	err = bpf_sk_assign(ctx, sk, BPF_SK_LOOKUP_F_NO_REUSEPORT);
+	bpf_sk_release(sk);
+	if (err) {
+		count(DECISION_STEER_DROPPED_NOT_ASSIGNED);
+		return SK_DROP;
+	}
+	count(given);
+	return SK_PASS;
+}
+
+static __always_inline int is_own_port(__u32 port)
+{
+	return port == PORT_OUTBOUND || port == PORT_INBOUND || port == PORT_HBONE;
+}
+
+static __always_inline int is_self(const struct address *a)
+{
+	struct address v4 = {.w = {self.v4.w[0], self.v4.w[1], self.v4.w[2], self.v4.w[3]}};
+	struct address v6 = {.w = {self.v6.w[0], self.v6.w[1], self.v6.w[2], self.v6.w[3]}};
+
+	return equal(a, &v4) || equal(a, &v6);
+}
+
+static __always_inline int pass(enum decision d, __u32 port)
+{
+	if (is_own_port(port)) {
+		count(DECISION_STEER_DROPPED_OWN_PORT);
+		return SK_DROP;
+	}
+	count(d);
+	return SK_PASS;
+}
+
+/*
+ * On lo: what was marked, deliveries (which are bound to lo), loopback. The
+ * device follows the route and not the wire: an address of eth0 that the pod
+ * calls itself arrives with eth0, see from_device.
+ */
+static __always_inline int from_lo(struct bpf_sk_lookup *ctx, int v6, const struct address *local,
+				   const struct address *remote)
+{
+	const __u32 *known;
+
+	if (is_self(local))
+		return pass(is_self(remote) ? DECISION_STEER_OWN_ADDRESS : DECISION_STEER_DELIVERY,
+			    ctx->local_port);
+	if (is_loopback(local))
+		return pass(DECISION_STEER_LOOPBACK, ctx->local_port);
+	known = bpf_map_lookup_elem(&destinations, local);
+	if (known && *known == DESTINATION_HBONE)
+		return give(ctx, v6 ? SLOT_OUTBOUND6 : SLOT_OUTBOUND4, DECISION_STEER_OUTBOUND);
+	/* It was carried when it connected; it is not to be taken by the pod's own wildcard listeners. */
+	if (known || in_cidrs(&mesh_cidrs, local)) {
+		count(DECISION_STEER_DROPPED_UNKNOWN);
+		return SK_DROP;
+	}
+	/* An address that the pod has given to lo. */
+	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);
+}
+
+/* STRICT: plaintext from outside never gets a handshake. */
+static __always_inline int from_device(struct bpf_sk_lookup *ctx, int v6, const struct address *local,
+				       const struct address *remote)
+{
+	/* The pod calls an address of its own. */
+	if (equal(local, remote) || (is_self(local) && is_self(remote)))
+		return pass(DECISION_STEER_OWN_ADDRESS, ctx->local_port);
+	if (is_self(local)) {
+		if (ctx->local_port == PORT_HBONE)
+			return give(ctx, v6 ? SLOT_HBONE6 : SLOT_HBONE4, DECISION_STEER_HBONE);
+		count(DECISION_STEER_DROPPED_PLAINTEXT);
+		return SK_DROP;
+	}
+	/* An undeclared address of the mesh's device, link-local ones among them, is no way around. */
+	if (ctx->ingress_ifindex == device4 || ctx->ingress_ifindex == device6) {
+		count(DECISION_STEER_DROPPED_PLAINTEXT);
+		return SK_DROP;
+	}
+	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);
+}
+
+SEC("sk_lookup")
+int steer(struct bpf_sk_lookup *ctx)
+{
+	int v6 = ctx->family == AF_INET6;
+	struct address local, remote;
+
+	if (ctx->protocol != IPPROTO_TCP) {
+		count(DECISION_STEER_NOT_TCP);
+		return SK_PASS;
+	}
+	if (v6) {
+		local.w[0] = ctx->local_ip6[0];
+		local.w[1] = ctx->local_ip6[1];
+		local.w[2] = ctx->local_ip6[2];
+		local.w[3] = ctx->local_ip6[3];
+		remote.w[0] = ctx->remote_ip6[0];
+		remote.w[1] = ctx->remote_ip6[1];
+		remote.w[2] = ctx->remote_ip6[2];
+		remote.w[3] = ctx->remote_ip6[3];
+	} else {
+		set4(&local, ctx->local_ip4);
+		set4(&remote, ctx->remote_ip4);
+	}
+	if (ctx->ingress_ifindex == LO)
+		return from_lo(ctx, v6, &local, &remote);
+	return from_device(ctx, v6, &local, &remote);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
