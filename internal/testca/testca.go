@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package testca makes the certificates that tests need: good ones, and ones
-// that are wrong in one way each, as no issuer would make them. It writes no
-// file and is not for production.
+// that are wrong in one way each, as no issuer would make them. It
+// writes no file but in WriteDir, needs no *testing.T, so that helper processes
+// can use it, and is not for production.
 package testca
 
 import (
@@ -13,9 +14,12 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"math/big"
 	"net/url"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -30,7 +34,8 @@ type CA struct {
 	Root         *x509.Certificate
 	Intermediate *x509.Certificate
 
-	key crypto.Signer // the intermediate's
+	key     crypto.Signer // the intermediate's
+	rootKey crypto.Signer
 }
 
 // New makes a CA of a trust domain.
@@ -67,7 +72,7 @@ func under(td spiffeid.TrustDomain, root *x509.Certificate, rootKey crypto.Signe
 	if err != nil {
 		return nil, err
 	}
-	return &CA{TrustDomain: td, Root: root, Intermediate: intermediate, key: key}, nil
+	return &CA{TrustDomain: td, Root: root, Intermediate: intermediate, key: key, rootKey: rootKey}, nil
 }
 
 func signed(template, parent *x509.Certificate, by crypto.Signer) (crypto.Signer, *x509.Certificate, error) {
@@ -75,21 +80,25 @@ func signed(template, parent *x509.Certificate, by crypto.Signer) (crypto.Signer
 	if err != nil {
 		return nil, nil, err
 	}
+	if parent == nil {
+		parent, by = template, key
+	}
+	c, err := signedKey(template, parent, key.Public(), by)
+	return key, c, err
+}
+
+func signedKey(template, parent *x509.Certificate, key crypto.PublicKey, by crypto.Signer) (c *x509.Certificate, err error) {
 	if template.SerialNumber, err = rand.Int(rand.Reader, big.NewInt(1<<62)); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if template.NotBefore.IsZero() {
 		template.NotBefore = time.Now().Add(-time.Hour)
 	}
-	if parent == nil {
-		parent, by = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), by)
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, by)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	c, err := x509.ParseCertificate(der)
-	return key, c, err
+	return x509.ParseCertificate(der)
 }
 
 // Option makes a leaf wrong.
@@ -133,6 +142,14 @@ func NoDigitalSignature(l *leaf) { l.template.KeyUsage = x509.KeyUsageKeyEnciphe
 // WithoutIntermediate sends the leaf alone.
 func WithoutIntermediate(l *leaf) { l.withoutIntermediate = true }
 
+// AnyUsage has an extended key usage that stands for all others.
+func AnyUsage(l *leaf) { l.template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }
+
+// Change makes a leaf wrong in a way of the caller's.
+func Change(f func(template *x509.Certificate)) Option {
+	return func(l *leaf) { f(l.template) }
+}
+
 // ValidFor sets how long a leaf is valid from now.
 func ValidFor(d time.Duration) Option {
 	return func(l *leaf) { l.template.NotAfter = time.Now().Add(d) }
@@ -159,6 +176,59 @@ func (ca *CA) SVID(id spiffeid.ID, options ...Option) (*identity.SVID, error) {
 		chain = chain[:1]
 	}
 	return &identity.SVID{ID: id, Certificates: chain, Key: key}, nil
+}
+
+// Sign makes a certificate, with its key, by the intermediate or by the root: a
+// CA certificate that is wrong in a way of the caller's. Serial number and start
+// are filled in.
+func (ca *CA) Sign(template *x509.Certificate, byRoot bool) (*x509.Certificate, crypto.Signer, error) {
+	parent, by := ca.Intermediate, ca.key
+	if byRoot {
+		parent, by = ca.Root, ca.rootKey
+	}
+	key, c, err := signed(template, parent, by)
+	return c, key, err
+}
+
+// SignKey makes a certificate for a key that exists.
+func (ca *CA) SignKey(template *x509.Certificate, key crypto.PublicKey, byRoot bool) (*x509.Certificate, error) {
+	parent, by := ca.Intermediate, ca.key
+	if byRoot {
+		parent, by = ca.Root, ca.rootKey
+	}
+	return signedKey(template, parent, key, by)
+}
+
+// With is a CA that has the same root and signs by another intermediate.
+func (ca *CA) With(intermediate *x509.Certificate, key crypto.Signer) *CA {
+	other := *ca
+	other.Intermediate, other.key = intermediate, key
+	return &other
+}
+
+// WriteDir writes the CA's files into a new directory, as package identity/ca
+// expects them.
+func (ca *CA) WriteDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("write test CA: %w", err)
+	}
+	for name, c := range map[string]*x509.Certificate{"root.pem": ca.Root, "intermediate.pem": ca.Intermediate} {
+		block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+		if err := os.WriteFile(filepath.Join(dir, name), block, 0o600); err != nil {
+			return fmt.Errorf("write test CA: %w", err)
+		}
+	}
+	for name, key := range map[string]crypto.Signer{"root.key": ca.rootKey, "intermediate.key": ca.key} {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			return fmt.Errorf("write test CA: %w", err)
+		}
+		block := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+		if err := os.WriteFile(filepath.Join(dir, name), block, 0o600); err != nil {
+			return fmt.Errorf("write test CA: %w", err)
+		}
+	}
+	return nil
 }
 
 // Source is an identity.Source of some CAs: the first issues, the roots of all
