@@ -68,7 +68,7 @@ type BundleSource interface {
 type Peer struct {
 	ID          spiffeid.ID
 	Certificate *x509.Certificate // the leaf
-	Expiry      time.Time         // of the leaf
+	Expiry      time.Time         // when the first certificate of its chain ends, most often the leaf
 }
 
 // Reason says why a handshake failed: a closed list, used by log, metric and
