@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/pod/static"
+	"github.com/culvert-mesh/culvert/policy"
+	"github.com/culvert-mesh/culvert/telemetry"
+	"github.com/culvert-mesh/culvert/workload"
+)
+
+// configFlag adds --config to a command.
+func configFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("config", "c", defaultConfig, "the configuration `file`")
+}
+
+func loadConfig(path string) (*config.Config, error) {
+	c, err := config.Load(path)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return c, nil
+}
+
+func configCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Print the configuration in effect, or check all files",
+		Long: `Print the configuration with every default filled in, in the form of the file.
+With --check, read the files that it names too, and say what they hold. Nothing
+is started or changed.`,
+		Example: "  ztunnel config --config /etc/culvert/config.yaml\n  ztunnel config --check",
+		Args:    cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	check := cmd.Flags().Bool("check", false, "read the workloads, pods, policy and trust files too")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := loadConfig(*path)
+		if err != nil {
+			return err
+		}
+		if *check {
+			return checkFiles(cmd.OutOrStdout(), c)
+		}
+		b, err := c.YAML()
+		if err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write(b)
+		return err
+	}
+	return cmd
+}
+
+// checkFiles reads every file that the configuration names, and goes on past
+// those that are wrong.
+func checkFiles(out io.Writer, c *config.Config) error {
+	var errs []error
+	check := func(path, what string, read func(data []byte) (int, error)) {
+		if path == "" {
+			return
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			errs = append(errs, usageError{err})
+			return
+		}
+		n, err := read(data)
+		if err != nil {
+			errs = append(errs, usageError{err})
+			return
+		}
+		fmt.Fprintf(out, "%s: good, %d %s\n", path, n, what)
+	}
+	fmt.Fprintf(out, "%s: good\n", c.Path)
+	check(c.Workloads.File, "workloads", func(data []byte) (int, error) {
+		list, err := workload.ParseFile(c.Workloads.File, data, c.TrustDomain)
+		return len(list), err
+	})
+	check(c.Pods.File, "pods", func(data []byte) (int, error) {
+		list, err := static.ParseFile(c.Pods.File, data, c.TrustDomain)
+		return len(list), err
+	})
+	check(c.Policy.File, "rules", func(data []byte) (int, error) {
+		list, err := policy.ParseFile(c.Policy.File, data)
+		return len(list), err
+	})
+	check(c.Identity.TrustFile, "further trust domains", func([]byte) (int, error) {
+		t, err := config.LoadTrust(c.Identity.TrustFile)
+		if err != nil {
+			return 0, err
+		}
+		return len(t.Roots), nil
+	})
+	return errors.Join(errs...)
+}
+
+// newLogger makes the daemon's own log.
+func newLogger(w io.Writer, c config.Log) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: c.Level}
+	if c.Format == config.FormatJSON || c.Format == config.FormatAuto && !telemetry.IsTerminal(w) {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}

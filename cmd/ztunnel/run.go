@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/culvert-mesh/culvert/daemon"
+)
+
+func runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the data plane of this node",
+		Long: `Run the data plane of this node until it is told to end (SIGINT, SIGTERM). Needs
+root. The access log goes to standard output, everything else to standard error.
+
+When ztunnel ends, for whatever reason, enrolled pods stay enrolled, and their
+connections to the mesh are refused rather than sent in plaintext. ztunnel
+cleanup releases them.`,
+		Example: "  ztunnel run --config /etc/culvert/config.yaml",
+		Args:    cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := loadConfig(*path)
+		if err != nil {
+			return err
+		}
+		if uid := os.Geteuid(); uid != 0 {
+			return fmt.Errorf("run data plane: needs root, runs as user %d: start it with sudo, or as a privileged container", uid)
+		}
+		// A reader of the access log that goes away is an error of a write, and
+		// not the end of everybody's connections.
+		signal.Ignore(syscall.SIGPIPE)
+		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		context.AfterFunc(ctx, stop) // a second signal ends at once
+		return daemon.Run(ctx, c, daemon.Options{
+			Logger:    newLogger(cmd.ErrOrStderr(), c.Log),
+			Version:   buildVersion(),
+			AccessLog: cmd.OutOrStdout(),
+		})
+	}
+	return cmd
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// What is ours among rules and routes: table and mark (bpf/culvert.h), and the
+// protocol number by which a release knows them. 83 is in no rt_protos file.
+const (
+	mark         = 0x53a
+	table        = 0x53a
+	protocol     = 83
+	rulePriority = 83 // before main; behind local (0)
+)
+
+func family(a netip.Addr) int {
+	if a.Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+func anyPrefix(a netip.Addr) *net.IPNet {
+	bits := a.BitLen()
+	return &net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}
+}
+
+// localRoute is `local default dev lo src <addr>`: without src the destination
+// would become the source address.
+func localRoute(a netip.Addr) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: 1,
+		Table:     table,
+		Type:      unix.RTN_LOCAL,
+		Scope:     netlink.SCOPE_HOST,
+		Dst:       anyPrefix(a),
+		Src:       a.AsSlice(),
+		Protocol:  protocol,
+		Family:    family(a),
+	}
+}
+
+func rule(a netip.Addr) *netlink.Rule {
+	r := netlink.NewRule()
+	mask := uint32(0xffffffff)
+	r.Mark, r.Mask = mark, &mask
+	r.Table = table
+	r.Priority = rulePriority
+	r.Family = family(a)
+	r.Protocol = protocol
+	return r
+}
+
+// addRouting sends what has the mark to lo, on a thread in the namespace. What
+// is there already stays.
+func addRouting(a netip.Addr) error {
+	if err := netlink.RouteReplace(localRoute(a)); err != nil {
+		return fmt.Errorf("add route for %s: %w", a, err)
+	}
+	if err := netlink.RuleAdd(rule(a)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add rule for %s: %w", a, err)
+	}
+	return nil
+}
+
+// removeRouting removes what is ours, and nothing else.
+func removeRouting(a netip.Addr) (report []string, err error) {
+	var errs []error
+	rules, err := netlink.RuleList(family(a))
+	if err != nil {
+		errs = append(errs, fmt.Errorf("list rules: %w", err))
+	}
+	for _, r := range rules {
+		if r.Protocol != protocol || r.Table != table {
+			continue
+		}
+		r.Family = family(a)
+		if err := netlink.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove rule: %w", err))
+			continue
+		}
+		report = append(report, fmt.Sprintf("rule %d of IPv%d removed", r.Priority, ipVersion(a)))
+	}
+	routes, err := netlink.RouteListFiltered(family(a), &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("list routes: %w", err))
+	}
+	for _, r := range routes {
+		if r.Protocol != protocol {
+			continue
+		}
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("remove route: %w", err))
+			continue
+		}
+		report = append(report, fmt.Sprintf("route of IPv%d in table %d removed", ipVersion(a), table))
+	}
+	return report, errors.Join(errs...)
+}
+
+func ipVersion(a netip.Addr) int {
+	if a.Is6() {
+		return 6
+	}
+	return 4
+}

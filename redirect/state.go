@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redirect
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/culvert-mesh/culvert/internal/netns"
+)
+
+// podState is what is written down of a pod, so that a later process can
+// release it.
+type podState struct {
+	Name      string            `json:"name"`
+	NetnsPath string            `json:"netns"`
+	Cookie    uint64            `json:"cookie"` // of the namespace: the path may lead elsewhere by then
+	V4        netip.Addr        `json:"v4"`
+	V6        netip.Addr        `json:"v6"`
+	Sysctls   map[string]string `json:"sysctls"` // as they were
+}
+
+func statePath(runDir, name string) string {
+	return filepath.Join(runDir, podsDir, podFile(name)+".json")
+}
+
+func readState(runDir, name string) (podState, error) {
+	return readStateFile(statePath(runDir, name))
+}
+
+func readStateFile(path string) (podState, error) {
+	var s podState
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return s, fmt.Errorf("read state of a pod, %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func (s podState) write(runDir string) error {
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write state of pod: %w", err)
+	}
+	path := statePath(runDir, s.Name)
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, append(data, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write state of pod: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("write state of pod: %w", err)
+	}
+	return nil
+}
+
+func (s podState) remove(runDir string) error {
+	if s.Name == "" {
+		return nil
+	}
+	if err := os.Remove(statePath(runDir, s.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove state of pod: %w", err)
+	}
+	return nil
+}
+
+// undo removes rules and routes and restores the sysctls, and says what it did.
+func (s podState) undo(ns *netns.NS) (report []string, err error) {
+	err = ns.Do(func() error {
+		var errs []error
+		for _, a := range []netip.Addr{s.V4, s.V6} {
+			if !a.IsValid() {
+				continue
+			}
+			done, err := removeRouting(a)
+			report = append(report, done...)
+			errs = append(errs, err)
+		}
+		for key, value := range s.Sysctls {
+			if err := writeSysctl(key, value); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			report = append(report, fmt.Sprintf("sysctl %s restored to %s", key, value))
+		}
+		return errors.Join(errs...)
+	})
+	slices.Sort(report)
+	return report, err
+}
+
+// The sysctls of a pod's namespace, as paths below /proc/sys, with the values
+// that they are to have.
+var (
+	sysctls4 = map[string]string{
+		"net/ipv4/tcp_fwmark_accept": "1", // an application's accepted socket takes the delivery's mark, so its answers return over lo
+		"net/ipv4/fwmark_reflect":    "1", // and so do its resets
+		"net/mptcp/enabled":          "0", // MPTCP sockets pass the connect hooks by
+	}
+	sysctls6 = map[string]string{
+		"net/ipv6/fwmark_reflect": "1",
+	}
+)
+
+func wanted(v6 bool) map[string]string {
+	out := map[string]string{}
+	for k, v := range sysctls4 {
+		out[k] = v
+	}
+	if v6 {
+		for k, v := range sysctls6 {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// readSysctls reads the present values, on a thread in the namespace. A kernel
+// without MPTCP has no sysctl of it, and needs none.
+func readSysctls(v6 bool) (map[string]string, error) {
+	out := map[string]string{}
+	for key := range wanted(v6) {
+		data, err := os.ReadFile(filepath.Join("/proc/sys", key))
+		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(key, "net/mptcp/") {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read sysctl: %w", err)
+		}
+		out[key] = strings.TrimSpace(string(data))
+	}
+	return out, nil
+}
+
+func setSysctls(v6 bool) error {
+	for key, value := range wanted(v6) {
+		err := writeSysctl(key, value)
+		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(key, "net/mptcp/") {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeSysctl(key, value string) error {
+	if err := os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0o644); err != nil {
+		return fmt.Errorf("set sysctl %s: %w", key, err)
+	}
+	return nil
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A connection begins with a header that says what the server is to do with
+// it: one byte of mode, three of nothing, the size of a message in four.
+const (
+	modeEcho   = 'e' // answer each message with one of the same size
+	modeSink   = 's' // read until the end
+	modeSource = 'd' // write until the client has enough
+	headerLen  = 8
+	bulkBuf    = 256 << 10 // bytes of one read or write in bulk
+)
+
+// result is what a load prints.
+type result struct {
+	Ops     int           `json:"ops"`
+	Bytes   int64         `json:"bytes"`
+	Elapsed time.Duration `json:"elapsed"`
+	P50     time.Duration `json:"p50"`
+	P99     time.Duration `json:"p99"`
+}
+
+// serveMain is the server's process: it prints its address's port and serves
+// until its standard input ends.
+func serveMain() error {
+	l, err := net.Listen("tcp", ":8080")
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go serveConn(c.(*net.TCPConn))
+	}
+}
+
+func serveConn(c *net.TCPConn) {
+	defer c.Close()
+	var h [headerLen]byte
+	if _, err := io.ReadFull(c, h[:]); err != nil {
+		return
+	}
+	size := int(binary.BigEndian.Uint32(h[4:]))
+	switch h[0] {
+	case modeEcho:
+		buf := make([]byte, size)
+		for {
+			if _, err := io.ReadFull(c, buf); err != nil {
+				return
+			}
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	case modeSink:
+		buf := make([]byte, bulkBuf)
+		for {
+			if _, err := c.Read(buf); err != nil {
+				return
+			}
+		}
+	case modeSource:
+		buf := make([]byte, bulkBuf)
+		for {
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// load is one kind of work.
+type load struct {
+	Mode  byte
+	Conns int
+	Size  int
+	Churn bool // a connection per message
+	For   time.Duration
+	Idle  bool // open the connections, exchange once, hold them until stdin ends
+}
+
+// loadMain is the client's process.
+func loadMain(args []string) error {
+	f := flag.NewFlagSet("load", flag.ContinueOnError)
+	addr := f.String("addr", "", "server")
+	spec := f.String("spec", "", "load as JSON")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	var l load
+	if err := json.Unmarshal([]byte(*spec), &l); err != nil {
+		return err
+	}
+	r, err := l.run(*addr)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+func (l load) run(addr string) (result, error) {
+	workers := make([]*worker, l.Conns)
+	var failed atomic.Pointer[error]
+	var all sync.WaitGroup
+	for i := range workers {
+		workers[i] = &worker{load: l, addr: addr}
+		if !l.Churn {
+			if err := workers[i].open(); err != nil {
+				return result{}, err
+			}
+		}
+	}
+	if l.Idle {
+		fmt.Println("open")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return result{}, nil
+	}
+	start := time.Now()
+	end := start.Add(l.For)
+	for _, w := range workers {
+		all.Go(func() {
+			if err := w.work(end); err != nil {
+				failed.Store(&err)
+			}
+		})
+	}
+	all.Wait()
+	if err := failed.Load(); err != nil {
+		return result{}, *err
+	}
+	r := result{Elapsed: time.Since(start)}
+	var lat []time.Duration
+	for _, w := range workers {
+		r.Ops += w.ops
+		r.Bytes += w.bytes
+		lat = append(lat, w.lat...)
+		if w.c != nil {
+			w.c.Close()
+		}
+	}
+	if len(lat) > 0 {
+		slices.Sort(lat)
+		r.P50, r.P99 = lat[len(lat)/2], lat[len(lat)*99/100]
+	}
+	return r, nil
+}
+
+type worker struct {
+	load
+	addr  string
+	c     *net.TCPConn
+	buf   []byte
+	ops   int
+	bytes int64
+	lat   []time.Duration
+}
+
+func (w *worker) open() error {
+	c, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		return err
+	}
+	w.c = c.(*net.TCPConn)
+	var h [headerLen]byte
+	h[0] = w.Mode
+	binary.BigEndian.PutUint32(h[4:], uint32(w.Size))
+	if _, err := w.c.Write(h[:]); err != nil {
+		return err
+	}
+	if w.Mode == modeEcho {
+		return w.exchange()
+	}
+	return nil
+}
+
+func (w *worker) exchange() error {
+	if w.buf == nil {
+		w.buf = make([]byte, w.Size)
+	}
+	if _, err := w.c.Write(w.buf); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(w.c, w.buf)
+	return err
+}
+
+func (w *worker) work(end time.Time) error {
+	switch w.Mode {
+	case modeEcho:
+		for time.Now().Before(end) {
+			t := time.Now()
+			var err error
+			if w.Churn {
+				if err = w.open(); err == nil {
+					err = w.c.Close()
+				}
+			} else {
+				err = w.exchange()
+			}
+			if err != nil {
+				return fmt.Errorf("after %d operations: %w", w.ops, err)
+			}
+			w.lat = append(w.lat, time.Since(t))
+			w.ops++
+			w.bytes += int64(2 * w.Size)
+		}
+		return nil
+	case modeSink:
+		buf := make([]byte, bulkBuf)
+		for time.Now().Before(end) {
+			n, err := w.c.Write(buf)
+			w.bytes += int64(n)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	case modeSource:
+		buf := make([]byte, bulkBuf)
+		for time.Now().Before(end) {
+			n, err := w.c.Read(buf)
+			w.bytes += int64(n)
+			if err != nil {
+				return err
+			}
+		}
+		return w.c.SetLinger(0)
+	}
+	return errors.New("unknown mode")
+}

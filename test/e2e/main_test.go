@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package e2e runs the real daemon on real packets: nodes and pods are network
+// namespaces, the wire between the nodes is captured by a witness of its own.
+// MATRIX.tsv lists the behaviours, each with the control that makes its oracle
+// ring. Needs root.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/culvert-mesh/culvert/internal/capture"
+	"github.com/culvert-mesh/culvert/internal/lab"
+)
+
+// prefix begins the names of all that these tests make.
+const prefix = "culvert-e2e"
+
+// hbonePort is the tunnel's port between pods.
+const hbonePort = 15008
+
+// ztunnel is the daemon's binary, built by TestMain.
+var ztunnel string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "the end-to-end tests make network namespaces and load BPF programs: run them as root (make test)")
+		return 1
+	}
+	dir, err := os.MkdirTemp("", prefix)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	ztunnel = filepath.Join(dir, "ztunnel")
+	build := exec.Command("go", "build", "-o", ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build ztunnel: %v\n%s", err, out)
+		return 1
+	}
+	if _, err := lab.Sweep(context.Background(), prefix); err != nil {
+		fmt.Fprintln(os.Stderr, "sweep:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// env is a lab of two nodes with three pods each. The first two of each node
+// are enrolled unless a test says otherwise; the third is a neighbour.
+type env struct {
+	*lab.Lab
+	t   *testing.T
+	ctx context.Context
+}
+
+// setup builds the lab, without daemons.
+func setup(t *testing.T) *env {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	e := &env{Lab: l, t: t, ctx: ctx}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, n := range l.Nodes {
+				for _, f := range []string{"ztunnel.log", "access.log"} {
+					if b, err := os.ReadFile(filepath.Join(n.Dir, f)); err == nil {
+						lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+						t.Logf("%s %s:\n%s", n.Name, f, strings.Join(lines[max(0, len(lines)-15):], "\n"))
+					}
+				}
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Errorf("close lab: %v", err)
+		}
+		cancel()
+	})
+	return e
+}
+
+// mesh is setup with a daemon on each node.
+func mesh(t *testing.T) (*env, []*lab.Daemon) {
+	t.Helper()
+	e := setup(t)
+	return e, e.start(lab.DaemonConfig{})
+}
+
+// start starts a daemon on each node, which enrols the first two pods.
+func (e *env) start(cfg lab.DaemonConfig) []*lab.Daemon {
+	e.t.Helper()
+	cfg.Binary = ztunnel
+	var out []*lab.Daemon
+	for _, n := range e.Nodes {
+		c := cfg
+		if c.Pods == nil {
+			c.Pods = n.Pods[:2]
+		}
+		if c.Workloads == nil {
+			c.Workloads = e.enrolled()
+		}
+		d, err := n.StartDaemon(e.ctx, c)
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// enrolled are the workloads of the first two pods of each node.
+func (e *env) enrolled() []lab.Workload {
+	var out []lab.Workload
+	for _, n := range e.Nodes {
+		for _, p := range n.Pods[:2] {
+			out = append(out, p.Workload())
+		}
+	}
+	return out
+}
+
+// wire captures between the nodes.
+func (e *env) wire(markers ...string) *capture.Capture {
+	e.t.Helper()
+	return e.capture(capture.Config{NS: e.Nodes[0].NS, Interface: e.Nodes[0].Uplink(e.Nodes[1]), Markers: markers})
+}
+
+func (e *env) capture(cfg capture.Config) *capture.Capture {
+	e.t.Helper()
+	c, err := capture.Start(cfg)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			e.t.Errorf("the capture is not complete: %v", err)
+		}
+	})
+	return c
+}
+
+// outside counts payload-bearing segments between pods that are not the
+// tunnel's.
+func outside(c *capture.Capture) int {
+	n, _ := c.Payload(func(s capture.Segment) bool { return s.Between(lab.PodCIDRs()...) && !s.Port(hbonePort) })
+	return n
+}
+
+// inside is the payload between pods on the tunnel's port.
+func inside(c *capture.Capture) int64 {
+	_, b := c.Payload(func(s capture.Segment) bool { return s.Between(lab.PodCIDRs()...) && s.Port(hbonePort) })
+	return b
+}
+
+func (e *env) must(err error) {
+	e.t.Helper()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// dial connects from a pod within five seconds.
+func (e *env) dial(p *lab.Pod, to netip.AddrPort) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(e.ctx, 5*time.Second)
+	defer cancel()
+	c, err := p.Dial(ctx, to)
+	if err == nil {
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		e.t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}
+
+func (e *env) connect(p *lab.Pod, to netip.AddrPort) *net.TCPConn {
+	e.t.Helper()
+	c, err := e.dial(p, to)
+	if err != nil {
+		e.t.Fatalf("connect from %s to %s: %v", p.Name, to, err)
+	}
+	return c
+}
+
+// exchange sends text to an echo server and wants it back.
+func exchange(c net.Conn, text string) error {
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if string(got) != text {
+		return fmt.Errorf("got %q back, want %q", got, text)
+	}
+	return nil
+}
+
+// line waits for one line of the daemon's access log for a connection to dst.
+func (e *env) line(d *lab.Daemon, direction string, dst netip.AddrPort) lab.Entry {
+	e.t.Helper()
+	lines := e.lines(d, 1, direction, dst)
+	return lines[len(lines)-1]
+}
+
+func (e *env) lines(d *lab.Daemon, n int, direction string, dst netip.AddrPort) []lab.Entry {
+	e.t.Helper()
+	found, err := d.WaitAccessLog(e.ctx, n, func(l lab.Entry) bool {
+		return l.String("direction") == direction && l.String("dst.addr") == dst.String()
+	})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return found
+}
+
+// sum is a metric of a daemon.
+func (e *env) sum(d *lab.Daemon, name string, labels ...string) float64 {
+	e.t.Helper()
+	m, err := d.Metrics(e.ctx)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return m.Sum(name, labels...)
+}
+
+// families runs a test for IPv4 and IPv6.
+func families(t *testing.T, f func(t *testing.T, family int)) {
+	for _, v := range []int{4, 6} {
+		t.Run(fmt.Sprintf("v%d", v), func(t *testing.T) { f(t, v) })
+	}
+}
+
+// isReset reports whether an error is a reset, as an application sees it.
+func isReset(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "connection reset") || strings.Contains(err.Error(), "broken pipe"))
+}
+
+func isRefused(err error) bool { return err != nil && strings.Contains(err.Error(), "refused") }
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
