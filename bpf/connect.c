@@ -54,7 +54,7 @@ static __always_inline enum decision decide(const struct pod *pod, const struct 
 		return in_cidrs(&mesh_cidrs, dst) ? DECISION_CONNECT_REFUSED_UNKNOWN
 						  : DECISION_CONNECT_OUTSIDE;
 	if (*known == DESTINATION_TCP)
-		return DECISION_CONNECT_PLAINTEXT;
+		return DECISION_TCP_DESTINATION;
 	if (*known != DESTINATION_HBONE)
 		return DECISION_CONNECT_REFUSED_DESTINATION;
 	if (is_zero(is4(dst) ? &pod->v4 : &pod->v6))
@@ -151,7 +151,7 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct addre
 	case DECISION_CONNECT_LOOPBACK:
 	case DECISION_CONNECT_OWN_ADDRESS:
 	case DECISION_CONNECT_BYPASS:
-	case DECISION_CONNECT_PLAINTEXT:
+	case DECISION_TCP_DESTINATION:
 	case DECISION_CONNECT_OUTSIDE:
 		unmark(ctx, ctx->sk);
 		count(d);

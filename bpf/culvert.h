@@ -76,7 +76,7 @@ enum decision {
 	DECISION_CONNECT_LOOPBACK,
 	DECISION_CONNECT_OWN_ADDRESS, /* the pod calls itself */
 	DECISION_CONNECT_BYPASS,
-	DECISION_CONNECT_PLAINTEXT, /* to a workload that takes plaintext */
+	DECISION_TCP_DESTINATION, /* to a workload that takes plaintext */
 	DECISION_CONNECT_OUTSIDE, /* beyond the mesh */
 	/* connect hooks: marked */
 	DECISION_CONNECT_CARRIED,
@@ -103,7 +103,7 @@ enum decision {
 	DECISION_STEER_OUTBOUND,
 	DECISION_STEER_HBONE,
 	/* sk_lookup: dropped, which answers with a reset */
-	DECISION_STEER_DROPPED_PLAINTEXT,
+	DECISION_STRICT_REFUSED,
 	DECISION_STEER_DROPPED_OWN_PORT,
 	DECISION_STEER_DROPPED_UNKNOWN,
 	DECISION_STEER_DROPPED_NO_LISTENER,
@@ -129,7 +129,7 @@ struct cidr {
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, DECISIONS);
-	__type(key, __u32);
+	__type(key, enum decision); /* so that its names are in the object's BTF */
 	__type(value, __u64);
 } decisions SEC(".maps");
 

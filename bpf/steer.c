@@ -103,12 +103,12 @@ static __always_inline int from_device(struct bpf_sk_lookup *ctx, int v6, const 
 	if (is_self(local)) {
 		if (ctx->local_port == PORT_HBONE)
 			return give(ctx, v6 ? SLOT_HBONE6 : SLOT_HBONE4, DECISION_STEER_HBONE);
-		count(DECISION_STEER_DROPPED_PLAINTEXT);
+		count(DECISION_STRICT_REFUSED);
 		return SK_DROP;
 	}
 	/* An undeclared address of the mesh's device, link-local ones among them, is no way around. */
 	if (ctx->ingress_ifindex == device4 || ctx->ingress_ifindex == device6) {
-		count(DECISION_STEER_DROPPED_PLAINTEXT);
+		count(DECISION_STRICT_REFUSED);
 		return SK_DROP;
 	}
 	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);

@@ -70,14 +70,14 @@ type Node struct {
 // Open loads the programs and attaches them to the cgroup, or takes over what a
 // previous process has pinned. It refuses to run beside another one of the same
 // run directory.
-func Open(cfg Config) (n *Node, err error) {
+func Open(cfg Config) (_ *Node, err error) {
 	if cfg.RunDir == "" {
 		cfg.RunDir = "/run/culvert"
 	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("redirect connections: loading BPF programs needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")
 	}
-	n = &Node{cfg: cfg, destinations: map[netip.Addr]Destination{}}
+	n := &Node{cfg: cfg, destinations: map[netip.Addr]Destination{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())

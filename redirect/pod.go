@@ -56,8 +56,8 @@ type Pod struct {
 // AddPod sets the namespace up and attaches its steering: from then on nothing
 // from outside reaches the pod's primary addresses but the tunnel's own
 // listener. Outgoing connections are captured after Enrol.
-func (n *Node) AddPod(_ context.Context, cfg PodConfig) (p *Pod, err error) {
-	p = &Pod{n: n, cfg: cfg, dir: filepath.Join(n.pins, podsDir, podFile(cfg.Name))}
+func (n *Node) AddPod(_ context.Context, cfg PodConfig) (_ *Pod, err error) {
+	p := &Pod{n: n, cfg: cfg, dir: filepath.Join(n.pins, podsDir, podFile(cfg.Name))}
 	for _, a := range cfg.Addrs {
 		a = a.Unmap()
 		at := &p.v4
