@@ -161,9 +161,13 @@ func (c *Conn) drop(s *Stream) {
 	c.forget(s)
 }
 
-// streamError resets a stream for a violation of the peer's.
+// streamError resets a stream for a violation of the peer's. That costs the
+// peer what its own reset would (CVE-2025-8671).
 func (c *Conn) streamError(id uint32, code http2.ErrCode) {
 	if s := c.lookup(id); s != nil {
+		if !c.charge(1) {
+			return
+		}
 		c.abandon(s)
 		c.events = append(c.events, Event{Kind: EventReset, Stream: s, Code: code, Local: true})
 	}
