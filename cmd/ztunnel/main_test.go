@@ -188,15 +188,21 @@ func TestCleanupOfNothing(t *testing.T) {
 	}
 }
 
-// The binary itself, so that main, its exit code and the linker's version are
-// in it.
-func TestBinary(t *testing.T) {
+// build makes the binary, so that main, its exit code and the linker's version
+// are in the tests.
+func build(t *testing.T) string {
+	t.Helper()
 	bin := filepath.Join(t.TempDir(), "ztunnel")
-	build := exec.Command("go", "build", "-ldflags", "-X main.version=v9.9.9", "-o", bin, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
+	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=v9.9.9", "-o", bin, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
+	return bin
+}
+
+func TestBinary(t *testing.T) {
+	bin := build(t)
 	out, err := exec.Command(bin, "version").Output()
 	if err != nil || !strings.HasPrefix(string(out), "Culvert ztunnel v9.9.9 (") {
 		t.Errorf("%s, %v", out, err)

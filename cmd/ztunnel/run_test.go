@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// start runs the binary with no pods and waits until it says that it is ready.
+func start(t *testing.T, bin, conf string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(bin, "run", "--config", conf)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+	})
+	deadline := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	defer deadline.Stop()
+	var said strings.Builder
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() {
+		fmt.Fprintln(&said, lines.Text())
+		if strings.Contains(lines.Text(), `"msg":"ready"`) {
+			return cmd
+		}
+	}
+	t.Fatalf("it has not become ready:\n%s", &said)
+	return nil
+}
+
+// wait ends with the process, which is killed when it takes too long.
+func wait(t *testing.T, cmd *exec.Cmd) int {
+	t.Helper()
+	deadline := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	defer deadline.Stop()
+	cmd.Wait()
+	return cmd.ProcessState.ExitCode()
+}
+
+// TestRunAndCleanup needs root: it attaches the hooks, with a run folder of its
+// own and no pod, so that nothing is captured.
+func TestRunAndCleanup(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root")
+	}
+	dir := files(t, map[string]string{
+		"config.yaml":    "runDir: run\nidentity: {ca: {dir: ca}}\nmetrics: {address: \"127.0.0.1:0\"}\n",
+		"workloads.yaml": "", "pods.yaml": "",
+	})
+	conf := filepath.Join(dir, "config.yaml")
+	bin := build(t)
+	t.Cleanup(func() { cli(t, "cleanup", "--config", conf) })
+
+	cmd := start(t, bin, conf)
+	pid := fmt.Sprint(cmd.Process.Pid)
+	for _, args := range [][]string{{"run", "--config", conf}, {"cleanup", "--config", conf}} {
+		out, _ := exec.Command(bin, args...).CombinedOutput()
+		if !strings.Contains(string(out), pid) {
+			t.Errorf("%s beside a daemon does not name process %s:\n%s", args[0], pid, out)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := wait(t, cmd); code != exitOK {
+		t.Errorf("SIGTERM: exit code %d", code)
+	}
+
+	cmd = start(t, bin, conf) // takes over what is pinned
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, cmd)
+
+	code, stdout, stderr := cli(t, "cleanup", "--config", conf)
+	if code != exitOK || !strings.Contains(stdout, "connect4") {
+		t.Errorf("cleanup: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	code, stdout, stderr = cli(t, "cleanup", "--config", conf)
+	if code != exitOK || !strings.Contains(stdout, "nothing to clean up") {
+		t.Errorf("a second cleanup: exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
