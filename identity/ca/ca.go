@@ -3,24 +3,29 @@
 // Package ca is the embedded authority: root, intermediate, leaf, from files,
 // with nothing else running. A single node makes its own on first start;
 // several nodes of one mesh share a root, and each is given an intermediate of
-// its own (NewIntermediate). The root's key may be taken away afterwards.
+// its own (NewIntermediate). The root's key may be taken away afterwards: then
+// somebody has to bring a new intermediate before the old one ends, which is a
+// year, and while the key is there an Authority makes it itself.
 //
 // Leaf keys are made here, stay in memory and are never written. CA keys are
-// files of mode 0600 in a directory of mode 0700. An Authority holds no
-// descriptor; Run renews what is used until its context ends.
+// files of mode 0600 in a directory of mode 0700; what is written appears whole
+// or not at all. An Authority holds no descriptor and starts no goroutine; Run
+// renews what is used, and takes up files that have changed, until its context
+// ends.
 package ca
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,45 +35,67 @@ import (
 	"github.com/culvert-mesh/culvert/identity"
 )
 
+// DefaultLeafTTL is how long a leaf lives, as with Istio. It is renewed at half
+// of that.
+const DefaultLeafTTL = 24 * time.Hour
+
+// retryEvery is how long after a failed renewal the next one is tried, and the
+// longest between two looks of Run.
+const retryEvery = time.Minute
+
 // Config has what an Authority needs. Dir and TrustDomain are required.
 type Config struct {
 	Dir         string
 	TrustDomain spiffeid.TrustDomain
-	LeafTTL     time.Duration // 0: 24 h
+	LeafTTL     time.Duration // 0: DefaultLeafTTL
 	// ExtraRoots are further roots, of this trust domain or of others.
 	ExtraRoots map[spiffeid.TrustDomain][]*x509.Certificate
-	Logger     *slog.Logger     // hears of renewals that fail; nil: nobody does
+	Logger     *slog.Logger     // hears of renewals, and of those that fail; nil: nobody does
 	Now        func() time.Time // nil: the clock
 }
 
 // Authority issues SVIDs of one trust domain. It is an identity.Source.
 type Authority struct {
-	cfg          Config
-	intermediate *x509.Certificate
-	key          crypto.Signer
-	bundles      map[spiffeid.TrustDomain]*x509bundle.Bundle
+	cfg Config
 
 	mu      sync.Mutex // guards the fields below
+	files   files
+	bundles map[spiffeid.TrustDomain]*x509bundle.Bundle // replaced as a whole
 	svids   map[spiffeid.ID]*entry
 	changed chan struct{}
+	said    string // what has last been logged about the files
+}
+
+// files is what the directory holds, without the root's key.
+type files struct {
+	roots        []*x509.Certificate
+	intermediate pair
+	warning      string // what an operator should do before long; most often empty
 }
 
 // entry is one identity's SVID.
 type entry struct {
-	mu    sync.Mutex // held while it is issued, so that concurrent calls share one
+	mu    sync.Mutex // guards svid and renew; held while it is issued, so that concurrent calls share one
 	svid  *identity.SVID
 	renew time.Time
+
+	asked time.Time // when SVID was last called for it; guarded by Authority.mu
 }
 
-// retryEvery is how long after a failed renewal the next one is tried, and how
-// often Run looks.
-const retryEvery = time.Minute
-
-// Open opens the authority in cfg.Dir, and makes one there when the directory
-// is empty or missing.
+// Open opens the authority in cfg.Dir. Where the directory is empty or missing
+// it makes a root and an intermediate; where there is a root with its key, a
+// missing intermediate, and one that has lived half its life, is made anew. It
+// refuses files that others can read or that do not belong together: the error
+// names the file and the mend.
 func Open(_ context.Context, cfg Config) (*Authority, error) {
+	if cfg.TrustDomain.IsZero() {
+		return nil, errors.New("open CA: no trust domain is given")
+	}
+	if cfg.LeafTTL < 0 {
+		return nil, fmt.Errorf("open CA: leaves cannot live for %s", cfg.LeafTTL)
+	}
 	if cfg.LeafTTL == 0 {
-		cfg.LeafTTL = 24 * time.Hour
+		cfg.LeafTTL = DefaultLeafTTL
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -76,86 +103,125 @@ func Open(_ context.Context, cfg Config) (*Authority, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	rootFile := filepath.Join(cfg.Dir, rootCert)
-	there, err := exists(rootFile)
-	if err != nil {
+	if err := first(cfg); err != nil {
 		return nil, fmt.Errorf("open CA: %w", err)
 	}
-	if !there {
-		for _, f := range []string{rootKey, intermediateCert, intermediateKey} {
-			if half, _ := exists(filepath.Join(cfg.Dir, f)); half {
-				return nil, fmt.Errorf("open CA: %s is there but %s is missing: put it back, or empty the directory to begin anew", filepath.Join(cfg.Dir, f), rootFile)
-			}
-		}
-		if err := Init(cfg.Dir, cfg.TrustDomain, cfg.Now()); err != nil {
-			return nil, fmt.Errorf("open CA: %w", err)
-		}
-		cfg.Logger.Info("made a certificate authority", "dir", cfg.Dir, "trust_domain", cfg.TrustDomain.Name())
-	}
-	return load(cfg)
-}
-
-func load(cfg Config) (*Authority, error) {
-	if err := checkDir(cfg.Dir); err != nil {
-		return nil, err
-	}
-	roots, err := readCerts(filepath.Join(cfg.Dir, rootCert))
-	if err != nil {
-		return nil, fmt.Errorf("open CA: %w", err)
-	}
-	cert, key, err := readPair(cfg.Dir, intermediateCert, intermediateKey)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("open CA: %w: give this node an intermediate with `ztunnel ca intermediate`", err)
-	}
+	f, err := load(cfg, true)
 	if err != nil {
 		return nil, fmt.Errorf("open CA: %w", err)
 	}
 	a := &Authority{
-		cfg: cfg, intermediate: cert, key: key,
-		bundles: map[spiffeid.TrustDomain]*x509bundle.Bundle{},
-		svids:   map[spiffeid.ID]*entry{},
-		changed: make(chan struct{}),
+		cfg: cfg, files: f, bundles: bundles(cfg, f.roots),
+		svids: map[spiffeid.ID]*entry{}, changed: make(chan struct{}),
 	}
-	if err := checkIntermediate(cfg, cert, roots); err != nil {
-		return nil, fmt.Errorf("open CA: %s: %w", filepath.Join(cfg.Dir, intermediateCert), err)
-	}
-	a.bundles[cfg.TrustDomain] = x509bundle.FromX509Authorities(cfg.TrustDomain, roots)
-	for td, extra := range cfg.ExtraRoots {
-		if a.bundles[td] == nil {
-			a.bundles[td] = x509bundle.New(td)
-		}
-		for _, r := range extra {
-			a.bundles[td].AddX509Authority(r)
-		}
-	}
+	a.say(f.warning)
 	return a, nil
 }
 
-// checkIntermediate refuses one that would sign what no peer takes.
-func checkIntermediate(cfg Config, c *x509.Certificate, roots []*x509.Certificate) error {
-	if !c.IsCA {
-		return errors.New("it is no CA certificate")
+// first makes an authority where there is none.
+func first(cfg Config) error {
+	rootFile := filepath.Join(cfg.Dir, rootCert)
+	there, err := exists(rootFile)
+	if err != nil || there {
+		return err
 	}
-	if now := cfg.Now(); now.After(c.NotAfter) {
-		return fmt.Errorf("it has expired at %s: make a new one with `ztunnel ca intermediate`", c.NotAfter.UTC().Format(time.RFC3339))
-	}
-	pool := x509.NewCertPool()
-	for _, r := range roots {
-		pool.AddCert(r)
-	}
-	if _, err := c.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: cfg.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-		return fmt.Errorf("it does not chain to %s: %w", filepath.Join(cfg.Dir, rootCert), err)
-	}
-	if len(c.URIs) == 1 {
-		if td, err := spiffeid.TrustDomainFromURI(c.URIs[0]); err == nil && td != cfg.TrustDomain {
-			return fmt.Errorf("it is of trust domain %s, the configuration says %s", td, cfg.TrustDomain)
+	for _, name := range []string{rootKey, intermediateCert, intermediateKey} {
+		file := filepath.Join(cfg.Dir, name)
+		if half, err := exists(file); err != nil || half {
+			return errors.Join(err, fmt.Errorf("%s is missing beside %s: put it back, or empty the directory to begin anew", rootFile, file))
 		}
 	}
+	if err := Init(cfg.Dir, cfg.TrustDomain, cfg.Now()); err != nil {
+		return err
+	}
+	cfg.Logger.Info("made a certificate authority", "dir", cfg.Dir, "trust_domain", cfg.TrustDomain.Name())
 	return nil
+}
+
+// load reads and checks the directory. The root's key is touched at the start,
+// to check it, and when it is needed.
+func load(cfg Config, start bool) (files, error) {
+	if err := checkDir(cfg.Dir); err != nil {
+		return files{}, err
+	}
+	roots, err := readRoots(cfg.Dir)
+	if err != nil {
+		return files{}, err
+	}
+	now := cfg.Now()
+	inter, err := readPair(cfg.Dir)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
+		return files{}, err
+	}
+	due, warning := missing || pastHalf(inter.cert, now), ""
+	if start || due {
+		root, rerr := readRoot(cfg.Dir, roots)
+		switch {
+		case rerr != nil && !errors.Is(rerr, fs.ErrNotExist):
+			return files{}, rerr
+		case rerr != nil && missing:
+			return files{}, fmt.Errorf("%w: give this node an intermediate with `ztunnel ca intermediate`", err)
+		case rerr != nil && due:
+			warning = "the intermediate is past half its life and the root's key is not here: bring a new one made with `ztunnel ca intermediate`"
+		case due:
+			made, err := makeIntermediate(cfg, root, inter, now)
+			if err != nil && missing {
+				return files{}, err
+			}
+			if err != nil { // the one that is there may still do
+				warning = err.Error()
+				break
+			}
+			inter = made
+		}
+	}
+	if err := checkIntermediate(inter.cert, roots, cfg.TrustDomain, now); err != nil {
+		return files{}, fmt.Errorf("%s: %w", filepath.Join(cfg.Dir, intermediateCert), err)
+	}
+	return files{roots, inter, warning}, nil
+}
+
+// makeIntermediate renews old, or makes one where there is none.
+func makeIntermediate(cfg Config, root, old pair, now time.Time) (pair, error) {
+	if err := checkDomain(root.cert, cfg.TrustDomain); err != nil {
+		return pair{}, fmt.Errorf("%s: %w", filepath.Join(cfg.Dir, rootCert), err)
+	}
+	made := old
+	var err error
+	if old.cert == nil {
+		if err = newIntermediate(cfg.Dir, root, cfg.TrustDomain, now); err == nil {
+			made, err = readPair(cfg.Dir)
+		}
+	} else {
+		made, err = renewIntermediate(cfg.Dir, root, old, cfg.TrustDomain, now)
+	}
+	if err != nil {
+		return pair{}, err
+	}
+	cfg.Logger.Info("made an intermediate", "dir", cfg.Dir, "valid_until", made.cert.NotAfter)
+	return made, nil
+}
+
+func bundles(cfg Config, roots []*x509.Certificate) map[spiffeid.TrustDomain]*x509bundle.Bundle {
+	all := map[spiffeid.TrustDomain]*x509bundle.Bundle{
+		cfg.TrustDomain: x509bundle.FromX509Authorities(cfg.TrustDomain, roots),
+	}
+	for td, extra := range cfg.ExtraRoots {
+		if all[td] == nil {
+			all[td] = x509bundle.New(td)
+		}
+		for _, r := range extra {
+			all[td].AddX509Authority(r) // which leaves out what it has
+		}
+	}
+	return all
 }
 
 // Bundle is identity.BundleSource's.
 func (a *Authority) Bundle(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if b := a.bundles[td]; b != nil {
 		return b, nil
 	}
@@ -169,19 +235,21 @@ func (a *Authority) Changed() <-chan struct{} {
 	return a.changed
 }
 
+// announce is called with a.mu held.
 func (a *Authority) announce() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	close(a.changed)
 	a.changed = make(chan struct{})
 }
 
 // SVID is identity.Source's. It issues at the first call for an identity, and
 // renews one that has passed half its life; when that fails, the valid one is
-// returned.
+// returned. It waits for nothing but a signature, so ctx is not looked at.
 func (a *Authority) SVID(_ context.Context, id spiffeid.ID) (*identity.SVID, error) {
-	if id.TrustDomain() != a.cfg.TrustDomain {
-		return nil, fmt.Errorf("issue %s: this authority is of trust domain %s", id, a.cfg.TrustDomain)
+	switch {
+	case id.TrustDomain() != a.cfg.TrustDomain:
+		return nil, fmt.Errorf("issue %q: this authority is of trust domain %s", id, a.cfg.TrustDomain)
+	case id.Path() == "":
+		return nil, fmt.Errorf("issue %s: it has no path and names no workload", id)
 	}
 	a.mu.Lock()
 	e := a.svids[id]
@@ -189,6 +257,7 @@ func (a *Authority) SVID(_ context.Context, id spiffeid.ID) (*identity.SVID, err
 		e = &entry{}
 		a.svids[id] = e
 	}
+	e.asked = a.cfg.Now()
 	a.mu.Unlock()
 	return a.current(e, id)
 }
@@ -200,34 +269,39 @@ func (a *Authority) current(e *entry, id spiffeid.ID) (*identity.SVID, error) {
 	if e.svid != nil && now.Before(e.renew) {
 		return e.svid, nil
 	}
-	s, err := a.issue(id, now)
+	a.mu.Lock()
+	by := a.files.intermediate
+	a.mu.Unlock()
+	s, err := issue(by, id, a.cfg.LeafTTL, now)
 	if err != nil {
-		if e.svid != nil && now.Before(e.svid.Leaf().NotAfter) {
-			e.renew = now.Add(retryEvery)
+		if e.svid != nil && !now.After(e.svid.Leaf().NotAfter) {
+			e.renew = earlier(now.Add(retryEvery), e.svid.Leaf().NotAfter)
 			a.cfg.Logger.Warn("renew certificate", "identity", id.String(), "err", err, "valid_until", e.svid.Leaf().NotAfter)
 			return e.svid, nil
 		}
 		return nil, err
 	}
-	first := e.svid == nil
-	e.svid = s
-	e.renew = renewAt(now, s.Leaf().NotAfter)
-	if !first {
+	renewal := e.svid != nil
+	e.svid, e.renew = s, renewAt(now, s.Leaf().NotAfter)
+	if renewal {
+		a.mu.Lock()
 		a.announce()
+		a.mu.Unlock()
 	}
 	return s, nil
 }
 
-// renewAt is half the life, a tenth of it earlier or later, so that what was
+// renewAt is half the life, a tenth of that earlier or later, so that what was
 // issued together is not renewed together.
 func renewAt(now, end time.Time) time.Time {
-	life := end.Sub(now)
-	return now.Add(time.Duration(float64(life) * (0.45 + 0.1*rand.Float64())))
+	life := float64(end.Sub(now))
+	return now.Add(time.Duration(life * (0.45 + 0.1*rand.Float64())))
 }
 
-func (a *Authority) issue(id spiffeid.ID, now time.Time) (*identity.SVID, error) {
-	if !now.Before(a.intermediate.NotAfter) {
-		return nil, fmt.Errorf("issue %s: the intermediate has expired at %s: make a new one with `ztunnel ca intermediate`", id, a.intermediate.NotAfter.UTC().Format(time.RFC3339))
+// issue makes a key and a leaf that lives for ttl, or as long as its issuer.
+func issue(by pair, id spiffeid.ID, ttl time.Duration, now time.Time) (*identity.SVID, error) {
+	if !now.Before(by.cert.NotAfter) {
+		return nil, fmt.Errorf("issue %s: the intermediate has expired at %s: make a new one with `ztunnel ca intermediate`", id, by.cert.NotAfter.UTC().Format(time.RFC3339))
 	}
 	key, err := newKey()
 	if err != nil {
@@ -235,20 +309,22 @@ func (a *Authority) issue(id spiffeid.ID, now time.Time) (*identity.SVID, error)
 	}
 	leaf, err := sign(&x509.Certificate{
 		NotBefore:             now.Add(-backdate),
-		NotAfter:              earlier(now.Add(a.cfg.LeafTTL), a.intermediate.NotAfter),
+		NotAfter:              earlier(now.Add(ttl), by.cert.NotAfter),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
 		URIs:                  []*url.URL{id.URL()},
-	}, a.intermediate, key.Public(), a.key)
+	}, by, key.Public())
 	if err != nil {
 		return nil, fmt.Errorf("issue %s: %w", id, err)
 	}
-	return &identity.SVID{ID: id, Certificates: []*x509.Certificate{leaf, a.intermediate}, Key: key}, nil
+	return &identity.SVID{ID: id, Certificates: []*x509.Certificate{leaf, by.cert}, Key: key}, nil
 }
 
-// Run renews the SVIDs that have been asked for before they expire, until ctx
-// ends.
+// Run renews SVIDs before they expire, forgets those that nobody has asked for
+// during the life of a leaf, and takes up files that have changed, until ctx
+// ends. Files that cannot be used are logged once, and what was there before
+// stays in use.
 func (a *Authority) Run(ctx context.Context) {
 	tick := time.NewTicker(min(retryEvery, max(a.cfg.LeafTTL/20, time.Second)))
 	defer tick.Stop()
@@ -258,16 +334,61 @@ func (a *Authority) Run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		a.mu.Lock()
-		due := make(map[spiffeid.ID]*entry, len(a.svids))
-		for id, e := range a.svids {
-			due[id] = e
-		}
-		a.mu.Unlock()
-		for id, e := range due {
+		a.reload()
+		for id, e := range a.used() {
 			if _, err := a.current(e, id); err != nil {
 				a.cfg.Logger.Error("renew certificate", "identity", id.String(), "err", err)
 			}
 		}
 	}
+}
+
+// used drops what is not used and returns the rest.
+func (a *Authority) used() map[spiffeid.ID]*entry {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	oldest := a.cfg.Now().Add(-a.cfg.LeafTTL)
+	maps.DeleteFunc(a.svids, func(_ spiffeid.ID, e *entry) bool { return e.asked.Before(oldest) })
+	return maps.Clone(a.svids)
+}
+
+// reload reads the directory. With another intermediate all leaves are due, so
+// that a root can be taken out as soon as its successor signs.
+func (a *Authority) reload() {
+	f, err := load(a.cfg, false)
+	if err != nil {
+		a.say("the earlier files stay in use: " + err.Error())
+		return
+	}
+	a.say(f.warning)
+	for _, e := range a.take(f) {
+		e.mu.Lock()
+		e.renew = time.Time{}
+		e.mu.Unlock()
+	}
+}
+
+// take makes f the current files and returns the entries that are due by it.
+func (a *Authority) take(f files) (due map[spiffeid.ID]*entry) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !f.intermediate.cert.Equal(a.files.intermediate.cert) {
+		due = maps.Clone(a.svids)
+	} else if slices.EqualFunc(f.roots, a.files.roots, (*x509.Certificate).Equal) {
+		return nil
+	}
+	a.files, a.bundles = f, bundles(a.cfg, f.roots)
+	a.announce()
+	a.cfg.Logger.Info("took up changed CA files", "dir", a.cfg.Dir, "roots", len(f.roots), "valid_until", f.intermediate.cert.NotAfter)
+	return due
+}
+
+// say logs what is wrong with the files, once.
+func (a *Authority) say(what string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if what != a.said && what != "" {
+		a.cfg.Logger.Warn("CA files need attention", "dir", a.cfg.Dir, "why", what)
+	}
+	a.said = what
 }

@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -47,7 +48,12 @@ func checkDir(dir string) error {
 }
 
 func read(path string, secret bool) ([]byte, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +63,7 @@ func read(path string, secret bool) ([]byte, error) {
 	if info.Size() > maxFile {
 		return nil, fmt.Errorf("%s has %d bytes, at most %d are read: is it the right file?", path, info.Size(), maxFile)
 	}
-	return os.ReadFile(path)
+	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
 func readCerts(path string) ([]*x509.Certificate, error) {
@@ -109,29 +115,69 @@ func readKey(path string) (crypto.Signer, error) {
 	return signer, nil
 }
 
-// readPair reads a certificate and its key. With a missing file the error is
+// readPair reads the intermediate and its key. With a missing file the error is
 // fs.ErrNotExist.
-func readPair(dir, cert, key string) (*x509.Certificate, crypto.Signer, error) {
-	certs, err := readCerts(filepath.Join(dir, cert))
+func readPair(dir string) (pair, error) {
+	certFile, keyFile := filepath.Join(dir, intermediateCert), filepath.Join(dir, intermediateKey)
+	certs, err := readCerts(certFile)
 	if err != nil {
-		return nil, nil, err
+		return pair{}, err
 	}
 	if len(certs) != 1 {
-		return nil, nil, fmt.Errorf("%s: holds %d certificates, one is expected", filepath.Join(dir, cert), len(certs))
+		return pair{}, fmt.Errorf("%s: holds %d certificates, one is expected", certFile, len(certs))
 	}
-	signer, err := readKey(filepath.Join(dir, key))
+	key, err := readKey(keyFile)
 	if err != nil {
-		return nil, nil, err
+		return pair{}, err
 	}
-	pub, ok := certs[0].PublicKey.(interface{ Equal(crypto.PublicKey) bool })
-	if !ok || !pub.Equal(signer.Public()) {
-		return nil, nil, fmt.Errorf("%s does not belong to %s: put the pair back that was made together", filepath.Join(dir, key), filepath.Join(dir, cert))
+	if !belongs(key, certs[0]) {
+		return pair{}, fmt.Errorf("%s does not belong to %s: put the pair back that was made together, or make a new one with `ztunnel ca intermediate`", keyFile, certFile)
 	}
-	return certs[0], signer, nil
+	return pair{certs[0], key}, nil
 }
 
-func writeCert(path string, c *x509.Certificate) error {
-	return write(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+// readRoots reads the roots: one, or several while one follows another.
+func readRoots(dir string) ([]*x509.Certificate, error) {
+	path := filepath.Join(dir, rootCert)
+	certs, err := readCerts(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range certs {
+		if !c.IsCA {
+			return nil, fmt.Errorf("%s: %s is no CA certificate: only roots belong here", path, c.Subject)
+		}
+	}
+	return certs, nil
+}
+
+// readRoot reads the root's key, and says to which of the roots it belongs.
+// Without the file the error is fs.ErrNotExist.
+func readRoot(dir string, roots []*x509.Certificate) (pair, error) {
+	path := filepath.Join(dir, rootKey)
+	key, err := readKey(path)
+	if err != nil {
+		return pair{}, err
+	}
+	for _, c := range roots {
+		if belongs(key, c) {
+			return pair{c, key}, nil
+		}
+	}
+	return pair{}, fmt.Errorf("%s does not belong to %s: put the pair back that was made together, or take the key away", path, filepath.Join(dir, rootCert))
+}
+
+func belongs(key crypto.Signer, c *x509.Certificate) bool {
+	pub, ok := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && pub.Equal(key.Public())
+}
+
+func writeCerts(path string, certs ...*x509.Certificate) error {
+	var data []byte
+	for _, c := range certs {
+		data = append(data, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return write(path, data)
 }
 
 func writeKey(path string, key crypto.Signer) error {
@@ -154,7 +200,8 @@ func write(path string, data []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(f.Name())))
+			os.Remove(f.Name()) // gone already if the rename was made
+			err = fmt.Errorf("write %s: %w", path, err)
 		}
 	}()
 	_, err = f.Write(data)
@@ -164,10 +211,22 @@ func write(path string, data []byte) (err error) {
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
+	if err != nil {
+		return err
 	}
-	return err
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes a rename last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func exists(path string) (bool, error) {

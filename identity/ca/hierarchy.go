@@ -9,10 +9,12 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -25,23 +27,38 @@ const (
 	backdate         = 5 * time.Minute
 )
 
+// pair is a CA certificate with its key.
+type pair struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+// pastHalf says whether c has lived half its life, which is when it is renewed.
+func pastHalf(c *x509.Certificate, now time.Time) bool {
+	return now.After(c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2))
+}
+
 // Init makes a root and an intermediate in dir, which it creates. It refuses a
 // directory that already has a root.
 func Init(dir string, td spiffeid.TrustDomain, now time.Time) error {
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return fmt.Errorf("make CA directory: %w", err)
+	if td.IsZero() {
+		return errors.New("make root: no trust domain is given")
 	}
-	if err := checkDir(dir); err != nil {
+	if err := makeDir(dir); err != nil {
 		return err
 	}
-	if there, err := exists(filepath.Join(dir, rootCert)); err != nil || there {
-		return errors.Join(err, fmt.Errorf("make root: %s is there already and is not overwritten", filepath.Join(dir, rootCert)))
+	there, err := exists(filepath.Join(dir, rootCert))
+	if err != nil {
+		return fmt.Errorf("make root: %w", err)
+	}
+	if there {
+		return fmt.Errorf("make root: %s is there already and is not overwritten", filepath.Join(dir, rootCert))
 	}
 	key, err := newKey()
 	if err != nil {
 		return err
 	}
-	root, err := sign(&x509.Certificate{
+	cert, err := sign(&x509.Certificate{
 		Subject:               pkix.Name{CommonName: "Culvert root", Organization: []string{td.Name()}},
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(rootLife),
@@ -49,78 +66,149 @@ func Init(dir string, td spiffeid.TrustDomain, now time.Time) error {
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		URIs:                  []*url.URL{td.ID().URL()},
-	}, nil, key.Public(), key)
+	}, pair{key: key}, key.Public())
 	if err != nil {
 		return err
 	}
-	// The key first: a root without its key would be a dead end.
+	// The key first: a root without its key would be a dead end. What a crash
+	// leaves behind the root, Open completes.
 	if err := writeKey(filepath.Join(dir, rootKey), key); err != nil {
 		return err
 	}
-	if err := writeCert(filepath.Join(dir, rootCert), root); err != nil {
+	if err := writeCerts(filepath.Join(dir, rootCert), cert); err != nil {
 		return err
 	}
-	return newIntermediate(dir, root, key, td, now)
+	return newIntermediate(dir, pair{cert, key}, td, now)
 }
 
-// NewIntermediate makes an authority for another node of the mesh: outDir gets
-// the root's certificate, without its key, and an intermediate of its own.
+// NewIntermediate makes an authority for a node of the mesh: outDir, which is
+// created where needed, gets the root's certificate without its key, and an
+// intermediate of its own. One that is there is replaced only if it cannot be
+// used or has lived half its life. outDir may be rootDir.
 func NewIntermediate(rootDir, outDir string, td spiffeid.TrustDomain, now time.Time) error {
-	root, key, err := readPair(rootDir, rootCert, rootKey)
+	roots, err := readRoots(rootDir)
 	if err != nil {
 		return fmt.Errorf("read root: %w", err)
 	}
-	if err := os.MkdirAll(outDir, dirMode); err != nil {
-		return fmt.Errorf("make CA directory: %w", err)
+	root, err := readRoot(rootDir, roots)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read root: %w: the root's key is needed to make an intermediate", err)
 	}
-	if err := checkDir(outDir); err != nil {
+	if err != nil {
+		return fmt.Errorf("read root: %w", err)
+	}
+	if err := checkDomain(root.cert, td); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(rootDir, rootCert), err)
+	}
+	if err := makeDir(outDir); err != nil {
 		return err
 	}
-	if there, err := exists(filepath.Join(outDir, intermediateCert)); err != nil || there {
-		return errors.Join(err, fmt.Errorf("make intermediate: %s is there already and is not overwritten", filepath.Join(outDir, intermediateCert)))
+	theirs, err := readRoots(outDir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := writeCerts(filepath.Join(outDir, rootCert), roots...); err != nil {
+			return err
+		}
+		theirs = roots
+	case err != nil:
+		return fmt.Errorf("make intermediate: %w", err)
+	case !slices.ContainsFunc(theirs, root.cert.Equal):
+		return fmt.Errorf("make intermediate: %s has another root: append this one to it to trust both, or empty the directory", filepath.Join(outDir, rootCert))
 	}
-	if err := writeCert(filepath.Join(outDir, rootCert), root); err != nil {
-		return err
+	if p, err := readPair(outDir); err == nil && checkIntermediate(p.cert, theirs, td, now) == nil && !pastHalf(p.cert, now) {
+		return fmt.Errorf("make intermediate: %s is there already, is good until %s, and is not overwritten", filepath.Join(outDir, intermediateCert), p.cert.NotAfter.UTC().Format(time.RFC3339))
 	}
-	return newIntermediate(outDir, root, key, td, now)
+	return newIntermediate(outDir, root, td, now)
 }
 
-func newIntermediate(dir string, root *x509.Certificate, rootKey crypto.Signer, td spiffeid.TrustDomain, now time.Time) error {
+// newIntermediate makes an intermediate with a key of its own.
+func newIntermediate(dir string, root pair, td spiffeid.TrustDomain, now time.Time) error {
 	key, err := newKey()
 	if err != nil {
 		return err
 	}
-	cert, err := sign(&x509.Certificate{
-		Subject:               pkix.Name{CommonName: "Culvert intermediate", Organization: []string{td.Name()}},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              earlier(now.Add(intermediateLife), root.NotAfter),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		MaxPathLenZero:        true, // signs leaves only
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		URIs:                  []*url.URL{td.ID().URL()},
-		PermittedURIDomains:   []string{td.Name()}, // and only of its trust domain
-	}, root, key.Public(), rootKey)
+	cert, err := signIntermediate(root, key.Public(), td, now)
 	if err != nil {
 		return err
 	}
 	if err := writeKey(filepath.Join(dir, intermediateKey), key); err != nil {
 		return err
 	}
-	return writeCert(filepath.Join(dir, intermediateCert), cert)
+	return writeCerts(filepath.Join(dir, intermediateCert), cert)
 }
 
-// sign signs a certificate; parent nil: by itself.
-func sign(template, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
+// renewIntermediate makes a new certificate for the key that is there: only one
+// file changes, so no crash leaves a pair that does not fit.
+func renewIntermediate(dir string, root, old pair, td spiffeid.TrustDomain, now time.Time) (pair, error) {
+	cert, err := signIntermediate(root, old.key.Public(), td, now)
+	if err != nil {
+		return pair{}, err
+	}
+	return pair{cert, old.key}, writeCerts(filepath.Join(dir, intermediateCert), cert)
+}
+
+// signIntermediate sets no name constraint, though X509-SVID 4.2 would let it
+// say "of this trust domain only": rustls, and so Istio's ztunnel, refuses any
+// chain that has one for URIs (RUSTSEC-2026-0098). That a domain's roots sign
+// for no other domain is kept by whoever verifies.
+func signIntermediate(root pair, pub crypto.PublicKey, td spiffeid.TrustDomain, now time.Time) (*x509.Certificate, error) {
+	if !now.Before(root.cert.NotAfter) {
+		return nil, fmt.Errorf("make intermediate: the root has expired at %s: a new root is needed on every node", root.cert.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return sign(&x509.Certificate{
+		Subject:               pkix.Name{CommonName: "Culvert intermediate", Organization: []string{td.Name()}},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              earlier(now.Add(intermediateLife), root.cert.NotAfter),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		MaxPathLenZero:        true, // signs leaves only
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		URIs:                  []*url.URL{td.ID().URL()},
+	}, root, pub)
+}
+
+// checkIntermediate refuses one that would sign what no peer takes.
+func checkIntermediate(c *x509.Certificate, roots []*x509.Certificate, td spiffeid.TrustDomain, now time.Time) error {
+	if !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0 {
+		return errors.New("it is no CA certificate: make one with `ztunnel ca intermediate`")
+	}
+	if now.After(c.NotAfter) {
+		return fmt.Errorf("it has expired at %s: make a new one with `ztunnel ca intermediate`", c.NotAfter.UTC().Format(time.RFC3339))
+	}
+	pool := x509.NewCertPool()
+	for _, r := range roots {
+		pool.AddCert(r)
+	}
+	opts := x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
+	if _, err := c.Verify(opts); err != nil {
+		return fmt.Errorf("it does not chain to %s beside it: %w: put the files back that were made together", rootCert, err)
+	}
+	return checkDomain(c, td)
+}
+
+// checkDomain refuses a CA certificate that says it is of another trust domain.
+func checkDomain(c *x509.Certificate, td spiffeid.TrustDomain) error {
+	if len(c.URIs) != 1 {
+		return nil
+	}
+	if own, err := spiffeid.TrustDomainFromURI(c.URIs[0]); err == nil && own != td {
+		return fmt.Errorf("it is of trust domain %s, not %s: correct trustDomain in the configuration, or use the directory of that domain", own, td)
+	}
+	return nil
+}
+
+// sign signs a certificate; by without a certificate: by itself.
+func sign(template *x509.Certificate, by pair, pub crypto.PublicKey) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
 		return nil, fmt.Errorf("make serial number: %w", err)
 	}
-	template.SerialNumber = serial
+	template.SerialNumber = serial.Add(serial, big.NewInt(1)) // positive (RFC 5280 4.1.2.2)
+	parent := by.cert
 	if parent == nil {
 		parent = template
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, key)
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, by.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
@@ -129,6 +217,13 @@ func sign(template, parent *x509.Certificate, pub crypto.PublicKey, key crypto.S
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
 	return c, nil
+}
+
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, dirMode); err != nil {
+		return fmt.Errorf("make CA directory: %w", err)
+	}
+	return checkDir(dir)
 }
 
 func earlier(a, b time.Time) time.Time {
