@@ -22,13 +22,14 @@ import (
 // replay feeds a connection, answers and drains what comes, and writes down
 // what happened in a form that does not depend on how the bytes were split.
 type replay struct {
-	t       testing.TB
-	c       *Conn
-	log     []string
-	control []byte
-	err     error
-	got     map[uint32][]byte // DATA of each stream
-	held    map[uint32]bool   // streams whose application takes nothing yet
+	t        testing.TB
+	c        *Conn
+	log      []string
+	writable []uint32
+	control  []byte
+	err      error
+	got      map[uint32][]byte // DATA of each stream
+	held     map[uint32]bool   // streams whose application takes nothing yet
 }
 
 func newReplay(t testing.TB, cfg Config) *replay {
@@ -79,8 +80,16 @@ func (r *replay) feed(p []byte) {
 			if r.c.cfg.Client {
 				break
 			}
-			_ = r.c.Respond(e.Stream, okFields(), id%8 == 7) // fails after a reset
-			e.Stream.Sendable()
+			if r.c.Respond(e.Stream, okFields(), id%8 == 7) != nil { // after a reset
+				break
+			}
+			r.take()
+			r.c.Ping([8]byte{byte(id)})
+			if n := e.Stream.Sendable(); n > 0 { // until it starves
+				r.control = append(r.control, frameData(r.c, e.Stream, make([]byte, n), false)...)
+			}
+		case EventWritable: // depends on when it was answered
+			r.writable = append(r.writable, id)
 		default:
 			r.log = append(r.log, fmt.Sprint(e.Kind, " ", id, e.Local, e.Code, e.LastID, string(e.Data)))
 		}
@@ -94,6 +103,7 @@ func (r *replay) freeze(asJSON bool) {
 	for id, s := range r.c.streams {
 		user[id] = s.User
 	}
+	before := state(r.c)
 	st := r.c.Freeze()
 	if _, err := r.c.Receive(nil); err == nil {
 		r.t.Error("a frozen connection is still in use")
@@ -111,13 +121,17 @@ func (r *replay) freeze(asJSON bool) {
 	for _, s := range streams {
 		s.User = user[s.ID()]
 	}
+	if after := state(c); after != before {
+		r.t.Fatalf("thawed (-before +after):\n%s", cmp.Diff(before, after))
+	}
 	r.c = c
 }
 
 // summary is everything that a replay showed and left.
 func (r *replay) summary() string {
 	var b strings.Builder
-	fmt.Fprintln(&b, r.err)
+	slices.Sort(r.writable)
+	fmt.Fprintln(&b, r.err, r.writable)
 	for _, l := range r.log {
 		fmt.Fprintln(&b, l)
 	}
@@ -150,9 +164,17 @@ func (r *replay) summary() string {
 			fmt.Fprintln(&b, "sent", f.Header())
 		}
 	}
-	c := r.c
-	fmt.Fprintln(&b, c.sendWin, c.recvWin, c.recvDue, c.late, c.budget, c.earned, c.opened, c.accepted, c.peerID, c.nextID, c.pings,
-		c.peerStreams, c.peerWindow, c.peerHeaderList, c.peerTable, c.acked, c.tableSize, c.wantUpdate, c.mode, c.have, c.left, c.pad)
+	return b.String() + state(r.c)
+}
+
+// state is what a connection remembers, but for its HPACK tables.
+func state(c *Conn) string {
+	var b strings.Builder
+	fmt.Fprintln(&b, c.cfg, c.err, c.mode, c.preface, c.partial[:c.have], c.frame, c.left, c.pad, c.cur != nil, c.gather,
+		c.block, c.blockID, c.blockEnd, c.blockFrames, c.tableSize, c.wantUpdate, c.Control(), c.replies,
+		c.nextID, c.peerID, c.opened, c.accepted, c.limited, c.sendWin, c.recvWin, c.recvDue, c.late,
+		c.settled, c.peerStreams, c.peerWindow, c.peerHeaderList, c.peerTable, c.acked, c.pings, c.budget, c.earned,
+		c.goneLast, c.goneSent, c.gonePeer, c.goneLimit)
 	for _, s := range c.sorted() {
 		fmt.Fprintln(&b, s.id, s.sendWin, s.recvWin, s.target, s.buffered, s.localClosed, s.remoteClosed, s.closed, s.reset,
 			s.gotHeaders, s.sentHeaders, s.connected, s.starved, bytes.Join(s.queue.chunks, nil))
