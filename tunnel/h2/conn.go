@@ -38,7 +38,8 @@ type Conn struct {
 	pad     int         // bytes of padding behind the data of the present DATA frame
 	cur     *Stream     // whose DATA it is; nil: nobody's
 	gather  []byte      // a begun payload
-	events  []Event
+	events  []Event     // of the present Receive
+	scratch *Scratch
 
 	// A header block whose end has not come.
 	block       []byte
@@ -100,6 +101,15 @@ type frameHeader struct {
 	id     uint32
 }
 
+// Scratch is memory for the events of one Receive. Connections that are used by
+// one thread may share one, by Share: then a connection at rest holds none, and
+// events are valid until the next Receive of any of them. Its zero value is
+// ready for use.
+type Scratch struct{ events []Event }
+
+// Share makes the connection use memory that others may use too.
+func (c *Conn) Share(s *Scratch) { c.scratch = s }
+
 // New makes a connection and queues what it begins with: the preface of a
 // client, SETTINGS, and the connection's window.
 func New(cfg Config) *Conn {
@@ -116,6 +126,7 @@ func New(cfg Config) *Conn {
 	c := &Conn{
 		cfg:            cfg,
 		mode:           modePreface,
+		scratch:        new(Scratch),
 		streams:        make(map[uint32]*Stream),
 		nextID:         1,
 		sendWin:        protocolWindow,
@@ -161,7 +172,7 @@ func (c *Conn) Receive(p []byte) ([]Event, error) {
 	if c.err != nil {
 		return nil, c.err
 	}
-	c.events = c.events[:0]
+	c.events = c.scratch.events[:0]
 	for len(p) > 0 && c.err == nil {
 		switch c.mode {
 		case modeHeader:
@@ -229,8 +240,9 @@ func (c *Conn) Receive(p []byte) ([]Event, error) {
 		c.events = append(c.events, Event{Kind: EventStreamsAvailable})
 	}
 	events := c.events
-	if cap(c.events) > keepEvents {
-		c.events = nil
+	c.events, c.scratch.events = nil, nil
+	if cap(events) <= keepEvents {
+		c.scratch.events = events[:0]
 	}
 	if c.err != nil {
 		return events, c.err

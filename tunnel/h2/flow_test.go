@@ -513,3 +513,19 @@ func TestLongRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Connections that share a Scratch hold no memory for events.
+func TestShare(t *testing.T) {
+	c, s, cs, _ := tunnelled(t, Config{}, Config{})
+	var both Scratch
+	c.Share(&both)
+	s.Share(&both)
+	first, err := s.Receive(frameData(c, cs, []byte("x"), false))
+	if err != nil || len(first) != 1 || c.events != nil || s.events != nil {
+		t.Fatal(first, err)
+	}
+	second, err := c.Receive(appendReset(nil, 1, http2.ErrCodeCancel))
+	if err != nil || len(second) != 1 || &first[0] != &second[0] {
+		t.Fatal(second, err)
+	}
+}

@@ -91,9 +91,9 @@ const (
 	// maxDebug bounds the text that a GOAWAY carries, in and out.
 	maxDebug = 1 << 10 // bytes
 
-	// keepEvents is how many events' memory a connection holds on to
-	// (18 KiB).
-	keepEvents = 256
+	// keepEvents is how many events' memory a Scratch holds on to (36 KiB):
+	// a record holds 224 frames of 64 bytes.
+	keepEvents = 512
 
 	// keepStreams is how many streams' map a connection without any holds on
 	// to: maps do not shrink.

@@ -117,6 +117,7 @@ func Thaw(st State) (*Conn, []*Stream) {
 		block: slices.Clone(st.Block), blockID: st.BlockID, blockEnd: st.BlockEnd, blockFrames: st.BlockFrames,
 		tableSize: st.TableSize, wantUpdate: st.WantUpdate,
 		ctl: slices.Clone(st.Control), replies: st.Replies,
+		scratch: new(Scratch),
 		streams: make(map[uint32]*Stream),
 		nextID:  st.NextID, peerID: st.PeerID, limited: st.Limited,
 		sendWin: st.SendWindow, recvWin: st.ReceiveWindow, recvDue: st.ReceiveDue, late: st.Late,
