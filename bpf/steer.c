@@ -114,6 +114,25 @@ static __always_inline int from_device(struct bpf_sk_lookup *ctx, int v6, const 
 	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);
 }
 
+/*
+ * Loads where it stands. The compiler would join the loads of both families and
+ * choose between two addresses in ctx, which the verifier does not take.
+ */
+#define READ(field)                                                                                          \
+	({                                                                                                   \
+		__u32 v = (field);                                                                           \
+		asm volatile("" : "+r"(v));                                                                  \
+		v;                                                                                           \
+	})
+
+#define read6(a, ip6)                                                                                        \
+	do {                                                                                                 \
+		(a)->w[0] = READ((ip6)[0]);                                                                  \
+		(a)->w[1] = READ((ip6)[1]);                                                                  \
+		(a)->w[2] = READ((ip6)[2]);                                                                  \
+		(a)->w[3] = READ((ip6)[3]);                                                                  \
+	} while (0)
+
 SEC("sk_lookup")
 int steer(struct bpf_sk_lookup *ctx)
 {
@@ -125,17 +144,11 @@ int steer(struct bpf_sk_lookup *ctx)
 		return SK_PASS;
 	}
 	if (v6) {
-		local.w[0] = ctx->local_ip6[0];
-		local.w[1] = ctx->local_ip6[1];
-		local.w[2] = ctx->local_ip6[2];
-		local.w[3] = ctx->local_ip6[3];
-		remote.w[0] = ctx->remote_ip6[0];
-		remote.w[1] = ctx->remote_ip6[1];
-		remote.w[2] = ctx->remote_ip6[2];
-		remote.w[3] = ctx->remote_ip6[3];
+		read6(&local, ctx->local_ip6);
+		read6(&remote, ctx->remote_ip6);
 	} else {
-		set4(&local, ctx->local_ip4);
-		set4(&remote, ctx->remote_ip4);
+		set4(&local, READ(ctx->local_ip4));
+		set4(&remote, READ(ctx->remote_ip4));
 	}
 	if (ctx->ingress_ifindex == LO)
 		return from_lo(ctx, v6, &local, &remote);
