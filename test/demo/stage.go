@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -103,9 +102,8 @@ func (s *stage) startDaemons(ctx context.Context) error {
 type outcome struct {
 	clients   map[int][]netip.Addr // family: as whom web saw its client, by request
 	greetings map[int]string       // family: what mail said first
-	self      map[int]netip.AddrPort
-	errs      map[string]error // exchange: what went wrong
-	transfer  int64            // bytes that the applications sent
+	errs      map[string]error     // exchange: what went wrong
+	transfer  int64                // bytes that the applications sent
 
 	wireErr    error
 	plain      int   // segments with payload between pods on another port than 15008
@@ -120,7 +118,7 @@ const hbonePort = 15008
 // exchange makes the traffic while a capture runs between the nodes.
 func (s *stage) exchange(ctx context.Context, pcap string) outcome {
 	o := outcome{
-		clients: map[int][]netip.Addr{}, greetings: map[int]string{}, self: map[int]netip.AddrPort{},
+		clients: map[int][]netip.Addr{}, greetings: map[int]string{},
 		errs: map[string]error{},
 	}
 	node := s.lab.Nodes[0]
@@ -197,7 +195,6 @@ func (s *stage) speaksFirst(ctx context.Context, family int, o *outcome) error {
 	defer c.Close()
 	deadline, _ := ctx.Deadline()
 	c.SetDeadline(deadline)
-	o.self[family] = c.LocalAddr().(*net.TCPAddr).AddrPort()
 	r := bufio.NewReader(c)
 	greeting, err := r.ReadString('\n')
 	if err != nil {
