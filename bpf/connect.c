@@ -114,6 +114,18 @@ static __always_inline void unmark(struct bpf_sock_addr *ctx, struct bpf_sock *s
 	count(DECISION_CONNECT_MARK_CLEARED);
 }
 
+/* Without a daemon nothing takes the connection: say so now. */
+static __always_inline int is_served(__u64 cookie, const struct address *dst)
+{
+	struct listener key = {.cookie = cookie, .slot = is4(dst) ? SLOT_OUTBOUND4 : SLOT_OUTBOUND6};
+	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &key);
+
+	if (!sk)
+		return 0;
+	bpf_sk_release(sk);
+	return 1;
+}
+
 static __always_inline int refuse(void)
 {
 	if (bpf_set_retval(-ECONNREFUSED))
@@ -147,6 +159,10 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct addre
 	d = decide(pod, dst);
 	switch (d) {
 	case DECISION_CONNECT_CARRIED:
+		if (!is_served(cookie, dst)) {
+			count(DECISION_CONNECT_REFUSED_NO_LISTENER);
+			return refuse();
+		}
 		return mark(ctx, ctx->sk) == PASS ? PASS : refuse();
 	case DECISION_CONNECT_LOOPBACK:
 	case DECISION_CONNECT_OWN_ADDRESS:

@@ -24,6 +24,13 @@ type ConnectCidr struct {
 	Addr ConnectAddress
 }
 
+type ConnectListener struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Slot   uint32
+	Zero   uint32
+}
+
 type ConnectPod struct {
 	_  structs.HostLayout
 	V4 ConnectAddress
@@ -38,6 +45,7 @@ const (
 	ConnectMapDecisions    = "decisions"
 	ConnectMapDestinations = "destinations"
 	ConnectMapEnrolled     = "enrolled"
+	ConnectMapListeners    = "listeners"
 	ConnectMapMeshCidrs    = "mesh_cidrs"
 	ConnectMapOwnSockets   = "own_sockets"
 	ConnectProgCapture4    = "capture4"
@@ -98,6 +106,7 @@ type ConnectMapSpecs struct {
 	Decisions    *ebpf.MapSpec `ebpf:"decisions"`
 	Destinations *ebpf.MapSpec `ebpf:"destinations"`
 	Enrolled     *ebpf.MapSpec `ebpf:"enrolled"`
+	Listeners    *ebpf.MapSpec `ebpf:"listeners"`
 	MeshCidrs    *ebpf.MapSpec `ebpf:"mesh_cidrs"`
 	OwnSockets   *ebpf.MapSpec `ebpf:"own_sockets"`
 }
@@ -132,6 +141,7 @@ type ConnectMaps struct {
 	Decisions    *ebpf.Map `ebpf:"decisions"`
 	Destinations *ebpf.Map `ebpf:"destinations"`
 	Enrolled     *ebpf.Map `ebpf:"enrolled"`
+	Listeners    *ebpf.Map `ebpf:"listeners"`
 	MeshCidrs    *ebpf.Map `ebpf:"mesh_cidrs"`
 	OwnSockets   *ebpf.Map `ebpf:"own_sockets"`
 }
@@ -142,6 +152,7 @@ func (m *ConnectMaps) Close() error {
 		m.Decisions,
 		m.Destinations,
 		m.Enrolled,
+		m.Listeners,
 		m.MeshCidrs,
 		m.OwnSockets,
 	)

@@ -48,7 +48,7 @@
 /* Written by hand in a configuration file. */
 #define MAX_CIDRS 4096
 
-/* Slots of a pod's `listeners`. */
+/* Slots of a pod in `listeners`. */
 enum slot {
 	SLOT_OUTBOUND4,
 	SLOT_OUTBOUND6,
@@ -86,6 +86,7 @@ enum decision {
 	DECISION_CONNECT_REFUSED_NO_ADDRESS, /* the pod has none of this family in the mesh */
 	DECISION_CONNECT_REFUSED_DEVICE, /* bound to a device, and rebinding it failed */
 	DECISION_CONNECT_REFUSED_NO_SOCKET, /* the kernel gave the hook none */
+	DECISION_CONNECT_REFUSED_NO_LISTENER, /* no daemon */
 	DECISION_CONNECT_REFUSED_NO_MARK, /* setting the mark failed */
 	/* connect hooks: beside one of the above */
 	DECISION_CONNECT_MARK_REPLACED, /* an application's own mark */
@@ -160,6 +161,26 @@ static __always_inline void count(enum decision d)
 	if (n)
 		__sync_fetch_and_add(n, 1);
 }
+
+/* A pod's listener: by its namespace's cookie. */
+struct listener {
+	__u64 cookie;
+	__u32 slot; /* enum slot */
+	__u32 zero;
+};
+
+/*
+ * A listener that is closed leaves its slot by itself, so that a dead daemon's
+ * are empty: the connect hook then refuses, and so does sk_lookup. (A reset
+ * alone would not do: the kernel cannot route one from an address that is not
+ * the pod's, and the client would wait.)
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, MAX_PODS * SLOTS);
+	__type(key, struct listener);
+	__type(value, __u64);
+} listeners SEC(".maps");
 
 static __always_inline void set4(struct address *a, __be32 ip)
 {

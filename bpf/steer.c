@@ -15,17 +15,13 @@ volatile const struct pod self = {};
 volatile const __u32 device4 = 0;
 volatile const __u32 device6 = 0;
 
-/* A listener that is closed leaves its slot: captured connections are refused. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SOCKMAP);
-	__uint(max_entries, SLOTS);
-	__type(key, __u32);
-	__type(value, __u64);
-} listeners SEC(".maps");
+/* Of the pod's namespace. */
+volatile const __u64 cookie = 0;
 
 static __always_inline int give(struct bpf_sk_lookup *ctx, __u32 slot, enum decision given)
 {
-	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &slot);
+	struct listener key = {.cookie = cookie, .slot = slot};
+	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &key);
 	long err;
 
 	if (!sk) {

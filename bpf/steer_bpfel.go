@@ -21,6 +21,7 @@ const (
 	SteerMapListeners    = "listeners"
 	SteerMapMeshCidrs    = "mesh_cidrs"
 	SteerProgSteer       = "steer"
+	SteerVarCookie       = "cookie"
 	SteerVarDevice4      = "device4"
 	SteerVarDevice6      = "device6"
 	SteerVarSelf         = "self"
@@ -85,6 +86,7 @@ type SteerMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SteerVariableSpecs struct {
+	Cookie  *ebpf.VariableSpec `ebpf:"cookie"`
 	Device4 *ebpf.VariableSpec `ebpf:"device4"`
 	Device6 *ebpf.VariableSpec `ebpf:"device6"`
 	Self    *ebpf.VariableSpec `ebpf:"self"`
@@ -129,6 +131,7 @@ func (m *SteerMaps) Close() error {
 //
 // It can be passed to LoadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SteerVariables struct {
+	Cookie  *ebpf.Variable `ebpf:"cookie"`
 	Device4 *ebpf.Variable `ebpf:"device4"`
 	Device6 *ebpf.Variable `ebpf:"device6"`
 	Self    *ebpf.Variable `ebpf:"self"`

@@ -49,7 +49,6 @@ type Pod struct {
 	v4, v6    netip.Addr
 	dir       string // pins
 	state     podState
-	listeners *ebpf.Map
 	link      link.Link
 }
 
@@ -153,35 +152,17 @@ func (p *Pod) attach() error {
 	if err := p.setConstants(spec); err != nil {
 		return err
 	}
-	// The listeners' map is the pod's, the others are the node's.
 	replace := map[string]*ebpf.Map{
 		"decisions":    p.n.maps.Decisions,
 		"destinations": p.n.maps.Destinations,
+		"listeners":    p.n.maps.Listeners,
 		"mesh_cidrs":   p.n.maps.MeshCidrs,
-	}
-	pin := filepath.Join(p.dir, "listeners")
-	if old, err := ebpf.LoadPinnedMap(pin, nil); err == nil {
-		defer old.Close()
-		if spec.Maps["listeners"].Compatible(old) == nil {
-			replace["listeners"] = old
-		} else if err := os.Remove(pin); err != nil {
-			return fmt.Errorf("replace map of listeners: %w", err)
-		}
 	}
 	var objects bpf.SteerObjects
 	if err := spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{MapReplacements: replace}); err != nil {
 		return fmt.Errorf("load steering program: %w", err)
 	}
-	defer objects.SteerPrograms.Close() // the link holds it
-	objects.Decisions.Close()
-	objects.Destinations.Close()
-	objects.MeshCidrs.Close()
-	p.listeners = objects.Listeners
-	if replace["listeners"] == nil {
-		if err := p.listeners.Pin(pin); err != nil {
-			return fmt.Errorf("pin map of listeners: %w", err)
-		}
-	}
+	defer objects.Close() // the link holds the program, the node the maps
 	return p.attachLink(objects.Steer)
 }
 
@@ -210,6 +191,9 @@ func address(a netip.Addr) bpf.ConnectAddress {
 func (p *Pod) setConstants(spec *ebpf.CollectionSpec) error {
 	if err := spec.Variables["self"].Set(p.addresses()); err != nil {
 		return fmt.Errorf("set pod's addresses: %w", err)
+	}
+	if err := spec.Variables["cookie"].Set(p.cfg.NS.Cookie()); err != nil {
+		return fmt.Errorf("set namespace cookie: %w", err)
 	}
 	for name, a := range map[string]netip.Addr{"device4": p.v4, "device6": p.v6} {
 		if !a.IsValid() {
@@ -267,10 +251,15 @@ func (p *Pod) attachLink(prog *ebpf.Program) error {
 	return nil
 }
 
+// listener is struct listener of bpf/culvert.h.
+func (p *Pod) listener(s Slot) bpf.ConnectListener {
+	return bpf.ConnectListener{Cookie: p.cfg.NS.Cookie(), Slot: uint32(s)}
+}
+
 // Listen makes fd the listener of a slot. The descriptor stays the caller's;
 // when the last one is closed, the slot is empty and connections are refused.
 func (p *Pod) Listen(s Slot, fd int) error {
-	if err := p.listeners.Put(uint32(s), uint64(fd)); err != nil {
+	if err := p.n.maps.Listeners.Put(p.listener(s), uint64(fd)); err != nil {
 		return fmt.Errorf("steer pod %s: put listener: %w", p.cfg.Name, err)
 	}
 	return nil
@@ -294,10 +283,6 @@ func (p *Pod) Close() error {
 		errs = append(errs, p.link.Close())
 		p.link = nil
 	}
-	if p.listeners != nil {
-		errs = append(errs, p.listeners.Close())
-		p.listeners = nil
-	}
 	return errors.Join(errs...)
 }
 
@@ -307,6 +292,11 @@ func (p *Pod) Release() error {
 	errs := []error{}
 	if err := p.n.maps.Enrolled.Delete(p.cfg.NS.Cookie()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		errs = append(errs, fmt.Errorf("release pod %s: %w", p.cfg.Name, err))
+	}
+	for s := Outbound4; s <= HBONE6; s++ {
+		if err := p.n.maps.Listeners.Delete(p.listener(s)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("release pod %s: remove listener: %w", p.cfg.Name, err))
+		}
 	}
 	errs = append(errs, p.Close())
 	if err := os.RemoveAll(p.dir); err != nil {
