@@ -65,15 +65,16 @@ static __always_inline enum decision decide(const struct pod *pod, const struct 
 /*
  * An application may bind to a device without privilege (since 5.7), and the
  * route to lo would not be found. The kernel lets only CAP_NET_RAW bind again.
- * lo and not none: then nothing leaves, whatever becomes of the rule.
+ * To none, as others are: answers to a pod's own address come in by the device
+ * that has it, says the route, so one bound to lo would not hear them.
  */
 static __always_inline int mark(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
 {
 	__u32 old = 0, new = MARK;
-	int lo = LO;
+	int none = 0;
 
-	if (sk->bound_dev_if && sk->bound_dev_if != LO) {
-		if (bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &lo, sizeof(lo))) {
+	if (sk->bound_dev_if) {
+		if (bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof(none))) {
 			count(DECISION_CONNECT_REFUSED_DEVICE);
 			return REFUSE;
 		}
@@ -98,10 +99,9 @@ static __always_inline int mark(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
  * A socket that was carried connects to something that is not. Were its mark
  * kept, it would be sent to lo and reset there: wrong, but nothing leaks.
  */
-static __always_inline void unmark(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+static __always_inline void unmark(struct bpf_sock_addr *ctx)
 {
 	__u32 old = 0, none = 0;
-	int dev = 0;
 
 	if (bpf_getsockopt(ctx, SOL_SOCKET, SO_MARK, &old, sizeof(old)) || old != MARK)
 		return;
@@ -109,8 +109,6 @@ static __always_inline void unmark(struct bpf_sock_addr *ctx, struct bpf_sock *s
 		count(DECISION_CONNECT_MARK_KEPT);
 		return;
 	}
-	if (sk->bound_dev_if == LO)
-		bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &dev, sizeof(dev));
 	count(DECISION_CONNECT_MARK_CLEARED);
 }
 
@@ -169,7 +167,7 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct addre
 	case DECISION_CONNECT_BYPASS:
 	case DECISION_TCP_DESTINATION:
 	case DECISION_CONNECT_OUTSIDE:
-		unmark(ctx, ctx->sk);
+		unmark(ctx);
 		count(d);
 		return PASS;
 	default:

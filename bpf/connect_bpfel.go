@@ -19,9 +19,10 @@ type ConnectAddress struct {
 }
 
 type ConnectCidr struct {
-	_    structs.HostLayout
-	Bits uint32
-	Addr ConnectAddress
+	_      structs.HostLayout
+	Bits   uint32
+	Family uint32
+	Addr   ConnectAddress
 }
 
 type ConnectListener struct {

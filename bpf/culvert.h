@@ -7,7 +7,7 @@
  * in that form, and one map serves both families.
  *
  * A change of a map's key, value, type or flags is a change of layout: count
- * LAYOUT up in redirect/pins.go.
+ * layout up in redirect/node.go.
  */
 #ifndef CULVERT_H
 #define CULVERT_H
@@ -92,7 +92,7 @@ enum decision {
 	DECISION_CONNECT_MARK_REPLACED, /* an application's own mark */
 	DECISION_CONNECT_MARK_CLEARED, /* ours, of an earlier connect */
 	DECISION_CONNECT_MARK_KEPT, /* ours, and clearing it failed */
-	DECISION_CONNECT_REBOUND, /* from its device to lo */
+	DECISION_CONNECT_REBOUND, /* from its device to none */
 	DECISION_CONNECT_NO_ERRNO, /* refused, with EPERM for want of ECONNREFUSED */
 	/* sk_lookup: passed */
 	DECISION_STEER_NOT_TCP,
@@ -122,8 +122,10 @@ struct pod {
 	struct address v6;
 };
 
+/* The family comes first, or ::/0 would be a prefix of every IPv4 address too. */
 struct cidr {
-	__u32 bits; /* of addr, so an IPv4 prefix has 96 more */
+	__u32 bits; /* of what follows: 32 more, and 96 more for IPv4 */
+	__u32 family; /* AF_INET, AF_INET6 */
 	struct address addr;
 };
 
@@ -221,7 +223,7 @@ static __always_inline int is_unspecified(const struct address *a)
 
 static __always_inline int in_cidrs(void *cidrs, const struct address *a)
 {
-	struct cidr key = {.bits = 128, .addr = *a};
+	struct cidr key = {.bits = 160, .family = is4(a) ? AF_INET : AF_INET6, .addr = *a};
 
 	return bpf_map_lookup_elem(cidrs, &key) != NULL;
 }
