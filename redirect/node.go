@@ -35,12 +35,33 @@ import (
 // another number, and converts or refuses what it finds, but never misreads it.
 const layout = "v1"
 
-// Config says where things are. Logger is required.
+// hooks are the names of the connect hooks' pins.
+var hooks = [...]string{"connect4", "connect6"}
+
+// Config says where things are.
 type Config struct {
-	RunDir string // lock, and what release needs; "": /run/culvert
-	BPFFS  string // "": /sys/fs/bpf, mounted there when it is not
-	Cgroup string // cgroup v2 directory that holds the pods' processes; "": the v2 root
-	Logger *slog.Logger
+	RunDir string       // lock, and what release needs; "": /run/culvert
+	BPFFS  string       // "": /sys/fs/bpf; mounted when it is not, below RunDir where that fails
+	Cgroup string       // cgroup v2 that holds the pods' processes, a directory or its path in the hierarchy; "": the v2 root
+	Logger *slog.Logger // nil: none
+}
+
+func (c *Config) setDefaults() error {
+	if c.RunDir == "" {
+		c.RunDir = "/run/culvert"
+	}
+	abs, err := filepath.Abs(c.RunDir)
+	if err != nil {
+		return fmt.Errorf("find run directory: %w", err)
+	}
+	c.RunDir = abs
+	if c.BPFFS == "" {
+		c.BPFFS = defaultBPFFS
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
 }
 
 // Destination says what is done with connections to an address.
@@ -55,29 +76,31 @@ const (
 
 // Node is the redirection of one node.
 type Node struct {
-	cfg   Config
-	lock  *os.File
-	pins  string // directory
-	maps  bpf.ConnectMaps
-	links []link.Link
+	cfg    Config
+	lock   *os.File
+	pins   string // directory
+	cgroup string // where the hooks are, in the hierarchy
+	maps   bpf.ConnectMaps
+	links  []link.Link
 
 	decisions []string // names, in the order of the map
 
-	mu           sync.Mutex // guards what was written to the maps
-	destinations map[netip.Addr]Destination
+	mu           sync.Mutex                 // guards what follows
+	destinations map[netip.Addr]Destination // what is in the map; nil: not read yet
+	pods         map[string]*Pod
 }
 
 // Open loads the programs and attaches them to the cgroup, or takes over what a
 // previous process has pinned. It refuses to run beside another one of the same
 // run directory.
 func Open(cfg Config) (_ *Node, err error) {
-	if cfg.RunDir == "" {
-		cfg.RunDir = "/run/culvert"
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
 	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("redirect connections: loading BPF programs needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")
 	}
-	n := &Node{cfg: cfg, destinations: map[netip.Addr]Destination{}}
+	n := &Node{cfg: cfg, pods: map[string]*Pod{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -89,15 +112,14 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err := os.MkdirAll(filepath.Join(cfg.RunDir, podsDir), 0o700); err != nil {
 		return nil, fmt.Errorf("make run directory: %w", err)
 	}
-	if n.pins, err = pinDir(cfg, true); err != nil {
+	if n.pins, err = makePinDir(cfg); err != nil {
 		return nil, err
 	}
-	cgroup := cfg.Cgroup
-	if cgroup == "" {
-		if cgroup, err = cgroupRoot(); err != nil {
-			return nil, err
-		}
+	cgroup, path, err := cgroupPath(cfg.Cgroup)
+	if err != nil {
+		return nil, err
 	}
+	n.cgroup = path
 	if err := n.load(cgroup); err != nil {
 		return nil, err
 	}
@@ -135,8 +157,8 @@ func (n *Node) load(cgroup string) error {
 		attach ebpf.AttachType
 		prog   *ebpf.Program
 	}{
-		{"connect4", ebpf.AttachCGroupInet4Connect, objects.Capture4},
-		{"connect6", ebpf.AttachCGroupInet6Connect, objects.Capture6},
+		{hooks[0], ebpf.AttachCGroupInet4Connect, objects.Capture4},
+		{hooks[1], ebpf.AttachCGroupInet6Connect, objects.Capture6},
 	} {
 		l, err := attachCgroup(filepath.Join(n.pins, h.name), cgroup, h.attach, h.prog)
 		if err != nil {
@@ -151,20 +173,27 @@ func (n *Node) load(cgroup string) error {
 // attachCgroup attaches a program, in place of the one that a pinned link
 // holds where there is one, so that there is no time without either.
 func attachCgroup(pin, cgroup string, attach ebpf.AttachType, prog *ebpf.Program) (link.Link, error) {
-	l, err := link.LoadPinnedLink(pin, nil)
-	if err == nil {
-		if err := l.Update(prog); err == nil {
-			return l, nil
-		}
-		// The cgroup it was attached to is gone.
-		l.Close()
-		if err := os.Remove(pin); err != nil {
-			return nil, err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	old, err := link.LoadPinnedLink(pin, nil)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return pinCgroup(pin, cgroup, attach, prog)
+	case err != nil:
 		return nil, err
 	}
-	l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: attach, Program: prog})
+	if isAt(old, cgroup) && old.Update(prog) == nil {
+		return old, nil
+	}
+	// The cgroup is gone, or another is configured. Both hooks may run for a
+	// while, and say the same.
+	defer old.Close()
+	if err := os.Remove(pin); err != nil {
+		return nil, err
+	}
+	return pinCgroup(pin, cgroup, attach, prog)
+}
+
+func pinCgroup(pin, cgroup string, attach ebpf.AttachType, prog *ebpf.Program) (link.Link, error) {
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: attach, Program: prog})
 	if err != nil {
 		return nil, err
 	}
@@ -174,10 +203,27 @@ func attachCgroup(pin, cgroup string, attach ebpf.AttachType, prog *ebpf.Program
 	return l, nil
 }
 
-// Close closes the process's handles. What is pinned stays, and goes on
-// refusing.
+// isAt says whether a link is attached to a cgroup: its number is the inode's
+// (kernfs).
+func isAt(l link.Link, cgroup string) bool {
+	info, err := l.Info()
+	if err != nil || info.Cgroup() == nil {
+		return false
+	}
+	var st unix.Stat_t
+	return unix.Stat(cgroup, &st) == nil && info.Cgroup().CgroupId == st.Ino
+}
+
+// Close closes the process's handles, the pods' among them. What is pinned
+// stays, and goes on refusing. Idempotent.
 func (n *Node) Close() error {
 	var errs []error
+	n.mu.Lock()
+	for _, p := range n.pods {
+		errs = append(errs, p.close())
+	}
+	n.pods = nil
+	n.mu.Unlock()
 	for _, l := range n.links {
 		errs = append(errs, l.Close())
 	}
@@ -204,12 +250,18 @@ func (n *Node) Own(fd int) error {
 func (n *Node) SetDestinations(want map[netip.Addr]Destination) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.destinations) == 0 { // perhaps taken over: read what is there
+	if n.destinations == nil { // perhaps taken over
+		have := map[netip.Addr]Destination{}
 		var key [16]byte
 		var value uint32
-		for it := n.maps.Destinations.Iterate(); it.Next(&key, &value); {
-			n.destinations[netip.AddrFrom16(key).Unmap()] = Destination(value)
+		it := n.maps.Destinations.Iterate()
+		for it.Next(&key, &value) {
+			have[netip.AddrFrom16(key).Unmap()] = Destination(value)
 		}
+		if err := it.Err(); err != nil {
+			return fmt.Errorf("read destinations: %w", err)
+		}
+		n.destinations = have
 	}
 	for a, d := range want {
 		a = a.Unmap()
@@ -217,10 +269,7 @@ func (n *Node) SetDestinations(want map[netip.Addr]Destination) error {
 			continue
 		}
 		if err := n.maps.Destinations.Put(a.As16(), uint32(d)); err != nil {
-			if errors.Is(err, unix.E2BIG) {
-				return fmt.Errorf("set destination %s: the map is full with %d addresses", a, n.maps.Destinations.MaxEntries())
-			}
-			return fmt.Errorf("set destination %s: %w", a, err)
+			return fmt.Errorf("set destination %s: %w", a, full(err, n.maps.Destinations, "addresses"))
 		}
 		n.destinations[a] = d
 	}
@@ -240,6 +289,14 @@ func (n *Node) SetDestinations(want map[netip.Addr]Destination) error {
 	return nil
 }
 
+// full says of an error that a map is full, where it is that.
+func full(err error, m *ebpf.Map, of string) error {
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("no more than %d %s are possible: %w", m.MaxEntries(), of, err)
+	}
+	return err
+}
+
 // SetMeshCIDRs sets the ranges inside which an unknown address is refused.
 func (n *Node) SetMeshCIDRs(ranges []netip.Prefix) error {
 	if err := setRanges(n.maps.MeshCidrs, ranges); err != nil {
@@ -256,29 +313,52 @@ func (n *Node) SetBypass(ranges []netip.Prefix) error {
 	return nil
 }
 
-// rangeKey is struct range of bpf/culvert.h.
+// rangeKey is struct cidr of bpf/culvert.h.
 type rangeKey struct {
-	Bits uint32
-	Addr [16]byte
+	Bits   uint32
+	Family uint32
+	Addr   [16]byte
+}
+
+func keyOf(r netip.Prefix) (rangeKey, error) {
+	if a := r.Addr(); a.Is4In6() {
+		if r.Bits() < 96 {
+			return rangeKey{}, fmt.Errorf("%s is neither of IPv4 nor of IPv6", r)
+		}
+		r = netip.PrefixFrom(a.Unmap(), r.Bits()-96)
+	}
+	if !r.IsValid() {
+		return rangeKey{}, errors.New("a prefix is not valid")
+	}
+	k := rangeKey{Bits: 32 + uint32(r.Bits()), Family: unix.AF_INET6, Addr: r.Masked().Addr().As16()}
+	if r.Addr().Is4() {
+		k.Bits += 96
+		k.Family = unix.AF_INET
+	}
+	return k, nil
 }
 
 func setRanges(m *ebpf.Map, ranges []netip.Prefix) error {
 	want := make(map[rangeKey]bool, len(ranges))
 	for _, r := range ranges {
-		k := rangeKey{Bits: uint32(r.Bits()), Addr: r.Masked().Addr().As16()}
-		if r.Addr().Is4() {
-			k.Bits += 96
+		k, err := keyOf(r)
+		if err != nil {
+			return err
 		}
 		want[k] = true
 		if err := m.Put(k, uint32(1)); err != nil {
-			return fmt.Errorf("add %s: %w", r, err)
+			return fmt.Errorf("add %s: %w", r, full(err, m, "ranges"))
 		}
 	}
 	var have []rangeKey
 	var k rangeKey
 	var v uint32
-	for it := m.Iterate(); it.Next(&k, &v); {
+	it := m.Iterate()
+	for it.Next(&k, &v) {
 		have = append(have, k)
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read ranges: %w", err)
 	}
 	for _, k := range have {
 		if !want[k] {
@@ -291,12 +371,8 @@ func setRanges(m *ebpf.Map, ranges []netip.Prefix) error {
 }
 
 // instance tells the pins of several daemons of one machine apart: each has a
-// run directory of its own.
+// run directory of its own (absolute).
 func instance(runDir string) string {
-	abs, err := filepath.Abs(runDir)
-	if err != nil {
-		abs = runDir
-	}
-	sum := sha256.Sum256([]byte(abs))
+	sum := sha256.Sum256([]byte(runDir))
 	return hex.EncodeToString(sum[:6])
 }

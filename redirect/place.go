@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -39,6 +40,11 @@ func takeLock(runDir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock run directory: %w", err)
 	}
+	// Cleanup removes the file: what was locked may not be what is there now.
+	if now, err := os.Stat(path); err != nil || !sameFile(f, now) {
+		f.Close()
+		return nil, fmt.Errorf("lock run directory %s: `ztunnel cleanup` was at work in it: try again", runDir)
+	}
 	if err := f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
@@ -49,36 +55,80 @@ func takeLock(runDir string) (*os.File, error) {
 	return f, nil
 }
 
-// pinDir finds, and with create makes, the directory of this instance's pins.
-func pinDir(cfg Config, create bool) (string, error) {
-	root := cfg.BPFFS
-	if root == "" {
-		root = defaultBPFFS
-	}
-	var fs unix.Statfs_t
-	err := unix.Statfs(root, &fs)
-	if err == nil && fs.Type != unix.BPF_FS_MAGIC && create {
-		if err = unix.Mount("bpf", root, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700"); err == nil {
-			cfg.Logger.Info("mounted bpffs, it stays", "path", root)
-			err = unix.Statfs(root, &fs)
+func sameFile(f *os.File, info os.FileInfo) bool {
+	have, err := f.Stat()
+	return err == nil && os.SameFile(have, info)
+}
+
+// ownBPFFS is mounted below the run directory where the usual place cannot be.
+const ownBPFFS = "bpf"
+
+// pinDirs returns where this instance's pins may be, those that exist.
+func pinDirs(cfg Config) []string {
+	var out []string
+	for _, root := range []string{cfg.BPFFS, filepath.Join(cfg.RunDir, ownBPFFS)} {
+		dir := filepath.Join(root, "culvert", instance(cfg.RunDir), layout)
+		if _, err := os.Stat(dir); err == nil && isBPFFS(root) {
+			out = append(out, dir)
 		}
 	}
+	return out
+}
+
+func isBPFFS(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && fs.Type == unix.BPF_FS_MAGIC
+}
+
+// makePinDir makes the directory of this instance's pins, where they are
+// already, or else in bpffs, which it mounts when it has to.
+func makePinDir(cfg Config) (string, error) {
+	root, err := mountBPFFS(cfg)
 	if err != nil {
-		return "", fmt.Errorf("find bpffs at %s: %w: mount it with `mount -t bpf bpf %s`", root, err, root)
+		return "", err
 	}
 	dir := filepath.Join(root, "culvert", instance(cfg.RunDir), layout)
-	if fs.Type != unix.BPF_FS_MAGIC {
-		if !create {
-			return dir, nil // so nothing is pinned
-		}
-		return "", fmt.Errorf("find bpffs: %s is another file system: mount bpffs with `mount -t bpf bpf %s`", root, root)
+	if found := pinDirs(cfg); len(found) > 0 {
+		dir = found[0]
 	}
-	if create {
-		if err := os.MkdirAll(filepath.Join(dir, podsDir), 0o700); err != nil {
-			return "", fmt.Errorf("make pin directory: %w", err)
+	// Another layout's pins would go on steering beside ours.
+	others, err := os.ReadDir(filepath.Dir(dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("look for pins: %w", err)
+	}
+	for _, o := range others {
+		if o.Name() != layout {
+			return "", fmt.Errorf("%s holds pins of another version of Culvert (layout %s, this one has %s): run that version's `ztunnel cleanup` first", filepath.Dir(dir), o.Name(), layout)
 		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, podsDir), 0o700); err != nil {
+		return "", fmt.Errorf("make pin directory: %w", err)
 	}
 	return dir, nil
+}
+
+func mountBPFFS(cfg Config) (string, error) {
+	if isBPFFS(cfg.BPFFS) {
+		return cfg.BPFFS, nil
+	}
+	own := filepath.Join(cfg.RunDir, ownBPFFS)
+	if isBPFFS(own) {
+		return own, nil
+	}
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	err := unix.Mount("bpf", cfg.BPFFS, "bpf", flags, "mode=700")
+	if err == nil {
+		cfg.Logger.Info("mounted bpffs, it stays", "path", cfg.BPFFS)
+		return cfg.BPFFS, nil
+	}
+	if merr := os.MkdirAll(own, 0o700); merr != nil {
+		return "", fmt.Errorf("make bpffs mount point: %w", merr)
+	}
+	if merr := unix.Mount("bpf", own, "bpf", flags, "mode=700"); merr != nil {
+		return "", fmt.Errorf("mount bpffs at %s: %w (nor at %s: %w): it needs CAP_SYS_ADMIN; or mount it yourself with `mount -t bpf bpf %s`", own, merr, cfg.BPFFS, err, cfg.BPFFS)
+	}
+	cfg.Logger.Info("mounted bpffs", "path", own)
+	return own, nil
 }
 
 // cgroupRoot finds where cgroup v2 is mounted: beside v1 it may be under
@@ -97,4 +147,63 @@ func cgroupRoot() (string, error) {
 		}
 	}
 	return "", errors.New("find cgroup v2: it is not mounted here: mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`, and do not start ztunnel by `ip netns exec`, which hides it (use nsenter --net)")
+}
+
+// cgroupPath returns the directory of the configured cgroup, and its path within
+// the hierarchy ("/" for the root).
+func cgroupPath(cgroup string) (dir, path string, err error) {
+	root, err := cgroupRoot()
+	if err != nil {
+		return "", "", err
+	}
+	if cgroup == "" {
+		return root, "/", nil
+	}
+	dir = filepath.Clean(cgroup)
+	if dir != root && !strings.HasPrefix(dir, root+"/") {
+		dir = filepath.Join(root, cgroup) // as /proc/PID/cgroup has it
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return "", "", fmt.Errorf("find cgroup %s: %w", dir, err)
+	}
+	if fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return "", "", fmt.Errorf("find cgroup %s: it is no cgroup v2 directory, those are below %s", dir, root)
+	}
+	rel, err := filepath.Rel(root, dir)
+	if err != nil {
+		return "", "", fmt.Errorf("find cgroup %s: %w", dir, err)
+	}
+	return dir, filepath.Join("/", rel), nil
+}
+
+// outsiders returns the processes of a network namespace that do not live below
+// a cgroup: the hooks do not see them.
+func outsiders(cgroup string, ns os.FileInfo) ([]string, error) {
+	if cgroup == "/" {
+		return nil, nil
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, p := range procs {
+		in, err := os.Stat(filepath.Join(p, "ns/net"))
+		if err != nil || !os.SameFile(in, ns) {
+			continue // gone, or a kernel thread; or elsewhere
+		}
+		data, err := os.ReadFile(filepath.Join(p, "cgroup"))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(data)) {
+			at, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+			if ok && at != cgroup && !strings.HasPrefix(at, cgroup+"/") {
+				comm, _ := os.ReadFile(filepath.Join(p, "comm"))
+				out = append(out, fmt.Sprintf("%s (%s) in %s", filepath.Base(p), strings.TrimSpace(string(comm)), at))
+			}
+		}
+	}
+	return out, nil
 }

@@ -9,10 +9,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -44,19 +47,26 @@ type PodConfig struct {
 
 // Pod is the redirection of one network namespace.
 type Pod struct {
-	n         *Node
-	cfg       PodConfig
-	v4, v6    netip.Addr
-	dir       string // pins
-	state     podState
-	link      link.Link
+	n      *Node
+	cfg    PodConfig
+	v4, v6 netip.Addr
+	dir    string // pins
+	state  podState
+	link   link.Link
 }
 
 // AddPod sets the namespace up and attaches its steering: from then on nothing
 // from outside reaches the pod's primary addresses but the tunnel's own
-// listener. Outgoing connections are captured after Enrol.
-func (n *Node) AddPod(_ context.Context, cfg PodConfig) (_ *Pod, err error) {
-	p := &Pod{n: n, cfg: cfg, dir: filepath.Join(n.pins, podsDir, podFile(cfg.Name))}
+// listener. Outgoing connections are captured after Enrol. It waits, as long as
+// ctx and setUpWait allow, for an address that is not usable yet. A pod that an
+// earlier process has left is taken over; when that fails it stays refused.
+func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
+	p := &Pod{n: n, cfg: cfg, dir: n.podPins(cfg.Name)}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("redirect pod %s: %w", cfg.Name, err)
+		}
+	}()
 	for _, a := range cfg.Addrs {
 		a = a.Unmap()
 		at := &p.v4
@@ -64,19 +74,31 @@ func (n *Node) AddPod(_ context.Context, cfg PodConfig) (_ *Pod, err error) {
 			at = &p.v6
 		}
 		if at.IsValid() {
-			return nil, fmt.Errorf("redirect pod %s: two addresses of one family, %s and %s: name the primary one", cfg.Name, *at, a)
+			return nil, fmt.Errorf("two addresses of one family, %s and %s: name the primary one", *at, a)
 		}
 		*at = a
 	}
 	if !p.v4.IsValid() && !p.v6.IsValid() {
-		return nil, fmt.Errorf("redirect pod %s: it has no address", cfg.Name)
+		return nil, errors.New("it has no address")
 	}
+	if err := n.claim(p); err != nil {
+		return nil, err
+	}
+	adopted, err := p.adopt()
 	defer func() {
-		if err != nil {
-			err = fmt.Errorf("redirect pod %s: %w", cfg.Name, errors.Join(err, p.Release()))
+		switch {
+		case err == nil:
+		case adopted:
+			err = errors.Join(err, p.close())
+			n.disown(p)
+		default:
+			err = errors.Join(err, p.Release())
 		}
 	}()
-	if err := p.adopt(); err != nil {
+	if err != nil {
+		return nil, err
+	}
+	if err := p.await(ctx); err != nil {
 		return nil, err
 	}
 	if err := cfg.NS.Do(p.setUp); err != nil {
@@ -88,40 +110,163 @@ func (n *Node) AddPod(_ context.Context, cfg PodConfig) (_ *Pod, err error) {
 	return p, nil
 }
 
-// adopt reads what an earlier process has noted of the pod, so that its
-// sysctls are restored to what they were before either. What belongs to a
-// predecessor under the same name is removed.
-func (p *Pod) adopt() error {
-	old, err := readState(p.n.cfg.RunDir, p.cfg.Name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	case old.Cookie == p.cfg.NS.Cookie():
-		p.state = old
-		return nil
-	default:
-		if err := p.n.maps.Enrolled.Delete(old.Cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("remove predecessor: %w", err)
-		}
-		if err := os.RemoveAll(p.dir); err != nil {
-			return fmt.Errorf("remove predecessor's pins: %w", err)
+// Addrs returns the addresses that are steered: the configured ones, but for
+// those of IPv6 in a namespace that has it disabled.
+func (p *Pod) Addrs() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{p.v4, p.v6}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
+func (n *Node) podPins(name string) string { return filepath.Join(n.pins, podsDir, podFile(name)) }
+
+// claim makes p the node's pod of its name and namespace.
+func (n *Node) claim(p *Pod) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pods == nil {
+		return errors.New("the node is closed")
+	}
+	for _, o := range n.pods {
+		if o.cfg.Name == p.cfg.Name || o.cfg.NS.Cookie() == p.cfg.NS.Cookie() {
+			return fmt.Errorf("pod %s is there already, with the namespace %s", o.cfg.Name, o.cfg.NetnsPath)
 		}
 	}
-	p.state = podState{Name: p.cfg.Name, NetnsPath: p.cfg.NetnsPath, Cookie: p.cfg.NS.Cookie()}
+	n.pods[p.cfg.Name] = p
 	return nil
+}
+
+func (n *Node) disown(p *Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pods[p.cfg.Name] == p {
+		delete(n.pods, p.cfg.Name)
+	}
+}
+
+// adopt reads what an earlier process has noted of the pod, so that its sysctls
+// are restored to what they were before either. A predecessor under the same
+// name, or in the same namespace, is released.
+func (p *Pod) adopt() (adopted bool, err error) {
+	all, err := readStates(p.n.cfg.RunDir)
+	if err != nil {
+		return false, err
+	}
+	ino, err := inode(p.cfg.NS)
+	if err != nil {
+		return false, err
+	}
+	p.state = podState{Name: p.cfg.Name, NetnsPath: p.cfg.NetnsPath, Cookie: p.cfg.NS.Cookie(), Inode: ino}
+	for _, old := range all {
+		switch {
+		case old.Name == p.state.Name && old.Cookie == p.state.Cookie:
+			p.state.Sysctls, p.state.V4, p.state.V6 = old.Sysctls, old.V4, old.V6
+			adopted = true
+		case old.Name == p.state.Name || old.Cookie == p.state.Cookie:
+			p.n.cfg.Logger.Info("release a pod's predecessor", "pod", p.cfg.Name, "predecessor", old.Name, "netns", old.NetnsPath)
+			if _, err := p.n.release(old, nil); err != nil {
+				return adopted, fmt.Errorf("release predecessor %s: %w", old.Name, err)
+			}
+		}
+	}
+	return adopted, nil
+}
+
+const (
+	// setUpWait bounds the wait for addresses: duplicate address detection
+	// takes 1-2 s (RFC 4862, one probe).
+	setUpWait = 5 * time.Second
+	setUpPoll = 20 * time.Millisecond
+)
+
+// await waits until lo is up and the pod's addresses can be used.
+func (p *Pod) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, setUpWait)
+	defer cancel()
+	tick := time.NewTicker(setUpPoll)
+	defer tick.Stop()
+	for {
+		var lacking error
+		if err := p.cfg.NS.Do(func() (err error) { lacking, err = p.lacking(); return err }); err != nil {
+			return err
+		}
+		if lacking == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return lacking
+		case <-tick.C:
+		}
+	}
+}
+
+// lacking says what the namespace lacks yet, on a thread in it.
+func (p *Pod) lacking() (lacking, err error) {
+	lo, err := netlink.LinkByIndex(loopback)
+	if err != nil {
+		return nil, fmt.Errorf("look at lo: %w", err)
+	}
+	if lo.Attrs().Flags&net.FlagUp == 0 {
+		return errors.New("lo is down in its namespace: bring it up with `ip link set lo up`, carried connections go over it"), nil
+	}
+	if p.v6.IsValid() && !hasIPv6() {
+		if !p.v4.IsValid() {
+			return nil, fmt.Errorf("its only address is %s, and IPv6 is disabled in its namespace", p.v6)
+		}
+		p.n.cfg.Logger.Warn("IPv6 is disabled in the pod's namespace: only its IPv4 address is steered", "pod", p.cfg.Name, "address", p.v6)
+		p.v6 = netip.Addr{}
+	}
+	for _, a := range p.Addrs() {
+		found, err := findAddr(a)
+		switch {
+		case err != nil:
+			return nil, err
+		case found == nil:
+			return fmt.Errorf("no interface in the namespace has the address %s: is it the right namespace, and is the address set by now?", a), nil
+		case found.Flags&unix.IFA_F_DADFAILED != 0:
+			return nil, fmt.Errorf("the address %s is in use elsewhere too (duplicate address detection)", a)
+		case found.Flags&unix.IFA_F_TENTATIVE != 0 && found.Flags&unix.IFA_F_OPTIMISTIC == 0:
+			return fmt.Errorf("the address %s is still tentative (duplicate address detection)", a), nil
+		}
+	}
+	return nil, nil
+}
+
+// hasIPv6 says whether the calling thread's namespace has IPv6 at all.
+func hasIPv6() bool {
+	all, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(all)) == "0"
+}
+
+// findAddr finds an address in the calling thread's namespace; nil: not there.
+func findAddr(a netip.Addr) (*netlink.Addr, error) {
+	all, err := netlink.AddrList(nil, family(a))
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, have := range all {
+		if ip, ok := netip.AddrFromSlice(have.IP); ok && ip.Unmap() == a {
+			return &have, nil
+		}
+	}
+	return nil, nil
 }
 
 // setUp sets sysctls, routes and rules, on a thread in the namespace.
 func (p *Pod) setUp() error {
-	if len(p.state.Sysctls) == 0 {
-		saved, err := readSysctls(p.v6.IsValid())
-		if err != nil {
-			return err
-		}
-		p.state.Sysctls = saved
-		p.state.V4, p.state.V6 = p.v4, p.v6
+	saved, err := readSysctls(p.v6.IsValid())
+	if err != nil {
+		return err
 	}
+	if p.state.Sysctls == nil {
+		p.state.Sysctls = map[string]string{}
+	}
+	for key, value := range saved {
+		if _, ok := p.state.Sysctls[key]; !ok { // else noted before we set it
+			p.state.Sysctls[key] = value
+		}
+	}
+	before := []netip.Addr{p.state.V4, p.state.V6}
+	p.state.V4, p.state.V6 = p.v4, p.v6
 	// Written down before anything is changed: a release finds it.
 	if err := p.state.write(p.n.cfg.RunDir); err != nil {
 		return err
@@ -129,11 +274,15 @@ func (p *Pod) setUp() error {
 	if err := setSysctls(p.v6.IsValid()); err != nil {
 		return err
 	}
-	for _, a := range []netip.Addr{p.v4, p.v6} {
-		if a.IsValid() {
-			if err := addRouting(a); err != nil {
-				return err
-			}
+	for i, a := range []netip.Addr{p.v4, p.v6} {
+		switch {
+		case a.IsValid():
+			err = addRouting(a)
+		case before[i].IsValid():
+			_, err = removeRouting(before[i])
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -213,17 +362,14 @@ func (p *Pod) setConstants(spec *ebpf.CollectionSpec) error {
 // device finds the interface that holds an address of the pod.
 func (p *Pod) device(a netip.Addr) (index int, err error) {
 	err = p.cfg.NS.Do(func() error {
-		all, err := netlink.AddrList(nil, family(a))
-		if err != nil {
-			return fmt.Errorf("list addresses: %w", err)
+		found, err := findAddr(a)
+		if err == nil && found == nil {
+			err = fmt.Errorf("the address %s has gone", a)
 		}
-		for _, have := range all {
-			if ip, ok := netip.AddrFromSlice(have.IP); ok && ip.Unmap() == a {
-				index = have.LinkIndex
-				return nil
-			}
+		if err == nil {
+			index = found.LinkIndex
 		}
-		return fmt.Errorf("no interface in the namespace has the address %s: is it the right namespace, and is the address set by now?", a)
+		return err
 	})
 	return index, err
 }
@@ -252,32 +398,42 @@ func (p *Pod) attachLink(prog *ebpf.Program) error {
 }
 
 // listener is struct listener of bpf/culvert.h.
-func (p *Pod) listener(s Slot) bpf.ConnectListener {
-	return bpf.ConnectListener{Cookie: p.cfg.NS.Cookie(), Slot: uint32(s)}
+func listener(cookie uint64, s Slot) bpf.ConnectListener {
+	return bpf.ConnectListener{Cookie: cookie, Slot: uint32(s)}
 }
 
 // Listen makes fd the listener of a slot. The descriptor stays the caller's;
 // when the last one is closed, the slot is empty and connections are refused.
 func (p *Pod) Listen(s Slot, fd int) error {
-	if err := p.n.maps.Listeners.Put(p.listener(s), uint64(fd)); err != nil {
+	if err := p.n.maps.Listeners.Put(listener(p.cfg.NS.Cookie(), s), uint64(fd)); err != nil {
 		return fmt.Errorf("steer pod %s: put listener: %w", p.cfg.Name, err)
 	}
 	return nil
 }
 
-// Enrol captures the pod's outgoing connections from now on.
+// Enrol captures the pod's outgoing connections from now on. It refuses while
+// processes of the namespace live outside the cgroup that the hooks are attached
+// to: they would send plaintext, and nothing would say so.
 func (p *Pod) Enrol() error {
+	ns, err := os.Stat(fdPath(p.cfg.NS))
+	if err != nil {
+		return fmt.Errorf("enrol pod %s: look at its namespace: %w", p.cfg.Name, err)
+	}
+	out, err := outsiders(p.n.cgroup, ns)
+	if err != nil {
+		return fmt.Errorf("enrol pod %s: look for its processes: %w", p.cfg.Name, err)
+	}
+	if len(out) > 0 {
+		return fmt.Errorf("enrol pod %s: processes of its namespace live outside the cgroup %s, where connections are captured: %s: configure a cgroup that holds them", p.cfg.Name, p.n.cgroup, strings.Join(out, ", "))
+	}
 	if err := p.n.maps.Enrolled.Put(p.cfg.NS.Cookie(), p.addresses()); err != nil {
-		if errors.Is(err, unix.E2BIG) {
-			return fmt.Errorf("enrol pod %s: %d pods are enrolled, more are not possible on a node", p.cfg.Name, p.n.maps.Enrolled.MaxEntries())
-		}
-		return fmt.Errorf("enrol pod %s: %w", p.cfg.Name, err)
+		return fmt.Errorf("enrol pod %s: %w", p.cfg.Name, full(err, p.n.maps.Enrolled, "pods on a node"))
 	}
 	return nil
 }
 
-// Close closes the process's handles; what is pinned stays.
-func (p *Pod) Close() error {
+// close closes the process's handles; what is pinned stays.
+func (p *Pod) close() error {
 	var errs []error
 	if p.link != nil {
 		errs = append(errs, p.link.Close())
@@ -289,26 +445,58 @@ func (p *Pod) Close() error {
 // Release takes away what AddPod and Enrol have set, goes on past errors, and
 // may be called more than once. The pod's traffic is then what it was before.
 func (p *Pod) Release() error {
-	errs := []error{}
-	if err := p.n.maps.Enrolled.Delete(p.cfg.NS.Cookie()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		errs = append(errs, fmt.Errorf("release pod %s: %w", p.cfg.Name, err))
+	err := p.close()
+	_, rerr := p.n.release(p.state, p.cfg.NS)
+	p.n.disown(p)
+	if err = errors.Join(err, rerr); err != nil {
+		return fmt.Errorf("release pod %s: %w", p.cfg.Name, err)
 	}
-	for s := Outbound4; s <= HBONE6; s++ {
-		if err := p.n.maps.Listeners.Delete(p.listener(s)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("release pod %s: remove listener: %w", p.cfg.Name, err))
+	return nil
+}
+
+// ReleaseOthers releases the pods that an earlier process has left and that
+// have not been added since. Until then they are refused.
+func (n *Node) ReleaseOthers() (report []string, err error) {
+	all, err := readStates(n.cfg.RunDir)
+	errs := []error{err}
+	for _, s := range all {
+		n.mu.Lock()
+		_, added := n.pods[s.Name]
+		n.mu.Unlock()
+		if added {
+			continue
+		}
+		done, err := n.release(s, nil)
+		report = append(report, done...)
+		errs = append(errs, err)
+	}
+	return report, errors.Join(errs...)
+}
+
+// release takes a pod away by what was written down of it; ns may be nil. What
+// failed stays written down, for another try.
+func (n *Node) release(s podState, ns *netns.NS) (report []string, err error) {
+	if s.Name == "" {
+		return nil, nil
+	}
+	var errs []error
+	if err := n.maps.Enrolled.Delete(s.Cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		errs = append(errs, fmt.Errorf("remove from the enrolled: %w", err))
+	}
+	for slot := Outbound4; slot <= HBONE6; slot++ {
+		if err := n.maps.Listeners.Delete(listener(s.Cookie, slot)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("remove listener: %w", err))
 		}
 	}
-	errs = append(errs, p.Close())
-	if err := os.RemoveAll(p.dir); err != nil {
-		errs = append(errs, fmt.Errorf("remove pins of pod %s: %w", p.cfg.Name, err))
+	report, err = s.undo(ns)
+	errs = append(errs, err)
+	if err := os.RemoveAll(n.podPins(s.Name)); err != nil {
+		errs = append(errs, fmt.Errorf("remove pins: %w", err))
 	}
-	if len(p.state.Sysctls) > 0 {
-		if _, err := p.state.undo(p.cfg.NS); err != nil {
-			errs = append(errs, fmt.Errorf("release pod %s: %w", p.cfg.Name, err))
-		}
+	if err := errors.Join(errs...); err != nil {
+		return report, err
 	}
-	errs = append(errs, p.state.remove(p.n.cfg.RunDir))
-	return errors.Join(errs...)
+	return report, s.remove(n.cfg.RunDir)
 }
 
 // podFile is a pod's name as a file's.

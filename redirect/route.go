@@ -21,6 +21,9 @@ const (
 	rulePriority = 83 // before main; behind local (0)
 )
 
+// loopback is lo's index in every namespace (include/net/flow.h).
+const loopback = 1
+
 func family(a netip.Addr) int {
 	if a.Is6() {
 		return unix.AF_INET6
@@ -37,7 +40,7 @@ func anyPrefix(a netip.Addr) *net.IPNet {
 // would become the source address.
 func localRoute(a netip.Addr) *netlink.Route {
 	return &netlink.Route{
-		LinkIndex: 1,
+		LinkIndex: loopback,
 		Table:     table,
 		Type:      unix.RTN_LOCAL,
 		Scope:     netlink.SCOPE_HOST,

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/culvert-mesh/culvert/internal/netns"
 )
 
@@ -22,6 +24,7 @@ type podState struct {
 	Name      string            `json:"name"`
 	NetnsPath string            `json:"netns"`
 	Cookie    uint64            `json:"cookie"` // of the namespace: the path may lead elsewhere by then
+	Inode     uint64            `json:"inode"`  // likewise, in nsfs
 	V4        netip.Addr        `json:"v4"`
 	V6        netip.Addr        `json:"v6"`
 	Sysctls   map[string]string `json:"sysctls"` // as they were
@@ -31,8 +34,21 @@ func statePath(runDir, name string) string {
 	return filepath.Join(runDir, podsDir, podFile(name)+".json")
 }
 
-func readState(runDir, name string) (podState, error) {
-	return readStateFile(statePath(runDir, name))
+// readStates reads what was written down of all pods. One that cannot be read
+// does not hide the others.
+func readStates(runDir string) ([]podState, error) {
+	paths, err := filepath.Glob(filepath.Join(runDir, podsDir, "*.json"))
+	errs := []error{err}
+	var out []podState
+	for _, path := range paths {
+		s, err := readStateFile(path)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		out = append(out, s)
+	}
+	return out, errors.Join(errs...)
 }
 
 func readStateFile(path string) (podState, error) {
@@ -73,8 +89,60 @@ func (s podState) remove(runDir string) error {
 	return nil
 }
 
+// fdPath is where a namespace's handle is found as a file.
+func fdPath(ns *netns.NS) string { return fmt.Sprintf("/proc/self/fd/%d", ns.FD()) }
+
+func inode(ns *netns.NS) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(fdPath(ns), &st); err != nil {
+		return 0, fmt.Errorf("look at network namespace: %w", err)
+	}
+	return st.Ino, nil
+}
+
+// find opens the pod's namespace: where it was, or where it is now, named
+// otherwise or held by a process; nil when it is nowhere.
+func (s podState) find() (*netns.NS, error) {
+	paths := []string{s.NetnsPath}
+	for _, pattern := range []string{filepath.Join(netns.Dir, "*"), "/proc/[0-9]*/ns/net"} {
+		more, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, more...)
+	}
+	for _, path := range paths {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || st.Ino != s.Inode {
+			continue
+		}
+		ns, err := netns.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if ns.Cookie() == s.Cookie {
+			return ns, nil
+		}
+		ns.Close()
+	}
+	return nil, nil
+}
+
 // undo removes rules and routes and restores the sysctls, and says what it did.
+// ns is the pod's namespace, or nil: it is looked for.
 func (s podState) undo(ns *netns.NS) (report []string, err error) {
+	if ns == nil {
+		if ns, err = s.find(); err != nil {
+			return nil, fmt.Errorf("release pod %s: %w", s.Name, err)
+		}
+		if ns == nil {
+			return []string{fmt.Sprintf("pod %s: its namespace is gone", s.Name)}, nil
+		}
+		defer ns.Close()
+	}
 	err = ns.Do(func() error {
 		var errs []error
 		for _, a := range []netip.Addr{s.V4, s.V6} {
@@ -95,6 +163,9 @@ func (s podState) undo(ns *netns.NS) (report []string, err error) {
 		return errors.Join(errs...)
 	})
 	slices.Sort(report)
+	for i := range report {
+		report[i] = "pod " + s.Name + ": " + report[i]
+	}
 	return report, err
 }
 
