@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -16,43 +17,60 @@ import (
 const (
 	firstPort = 10240
 	lastPort  = 32767
-	// portTries is how many ports are tried before EADDRINUSE is reported.
-	portTries = 64
+	// exclusive is how many ports are tried that no other socket of the same
+	// address holds, and shared how many then, that others may hold too.
+	exclusive = 32
+	shared    = 32
 )
 
-// eachPort calls f with ports of the range, from a random one on, until one is
-// not in use.
-func eachPort(f func(port uint16) error) error {
-	const n = lastPort - firstPort + 1
-	at := rand.IntN(n)
-	step := 1 + 2*rand.IntN(n/2) // odd, and n is no multiple of most: spreads
-	var err error
-	for range portTries {
-		err = f(uint16(firstPort + at))
-		if err != unix.EADDRINUSE && err != unix.EADDRNOTAVAIL {
-			return err
+// bind binds fd to a and a port of our range.
+//
+// At first without SO_REUSEADDR, so that the kernel refuses a port that any
+// other socket of the address holds: with it, a four-tuple that is in use would
+// only be found out by connect, when the socket cannot be bound again. Set
+// afterwards, it keeps the port free for an application's listener, which sets
+// it too. Where all that were tried are held, most of them by TIME_WAIT, ports
+// are shared: connect may then fail with EADDRNOTAVAIL.
+func bind(fd int, a netip.Addr) error {
+	for try := range exclusive + shared {
+		if try == exclusive {
+			if err := setReuse(fd, 1); err != nil {
+				return err
+			}
 		}
-		at = (at + step) % n
+		port := firstPort + rand.N(lastPort-firstPort+1)
+		err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(a, uint16(port))))
+		if err == nil {
+			return setReuse(fd, 1)
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("bind to %s: %w", a, err)
+		}
 	}
-	return fmt.Errorf("no port of %d-%d is free, %d were tried: %w", firstPort, lastPort, portTries, err)
+	return fmt.Errorf("bind to %s: no port of %d-%d is free, %d were tried: %w", a, firstPort, lastPort, exclusive+shared, unix.EADDRINUSE)
+}
+
+func setReuse(fd, on int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, on); err != nil {
+		return fmt.Errorf("set SO_REUSEADDR: %w", err)
+	}
+	return nil
 }
 
 // Deliver connects a delivery socket to the application at dst, from the
 // client's address and a port of our range. unix.EINPROGRESS means that it is
-// under way. On lo it is often over when connect returns.
+// under way. On lo it is often over when connect returns. ECONNREFUSED: nobody
+// listens. EADDRNOTAVAIL: the port is shared, and already serves this client
+// and dst; another socket will do.
 func Deliver(fd int, client netip.Addr, dst netip.AddrPort) error {
-	to := sockaddr(dst)
-	bound := false
-	return eachPort(func(port uint16) error {
-		if bound {
-			return unix.EADDRINUSE // a bound socket keeps its port
-		}
-		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(client, port))); err != nil {
-			return err
-		}
-		bound = true
-		return unix.Connect(fd, to)
-	})
+	client, addr := client.Unmap().WithZone(""), dst.Addr().Unmap()
+	if client.Is4() != addr.Is4() {
+		return fmt.Errorf("deliver from %s to %s: %w", client, dst, unix.EAFNOSUPPORT)
+	}
+	if err := bind(fd, client); err != nil {
+		return err
+	}
+	return unix.Connect(fd, sockaddr(netip.AddrPortFrom(addr, dst.Port())))
 }
 
 // delivery makes a delivery socket in the calling thread's namespace.
@@ -62,7 +80,6 @@ func (m *Maker) delivery(v6 bool) (int, error) {
 		return -1, err
 	}
 	o := options{fd: fd}
-	o.set("SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	o.set("TCP_NODELAY", unix.SOL_TCP, unix.TCP_NODELAY, 1)
 	o.set("SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, carriedMark)
 	o.transparent(v6)

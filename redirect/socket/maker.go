@@ -16,6 +16,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,10 @@ var ErrClosed = errors.New("socket maker is closed")
 // backlog is how many connections a listener's queue holds. The kernel takes
 // the smaller of it and net.core.somaxconn of the pod's namespace (4096).
 const backlog = 4096
+
+// hbonePort is where other nodes' tunnels connect. It faces no application, and
+// what is said there last (an alert, GOAWAY) has to arrive.
+const hbonePort = 15008
 
 // carriedMark is MARK of bpf/culvert.h: routed to lo in a pod.
 const carriedMark = 0x53a
@@ -44,7 +49,7 @@ type Maker struct {
 }
 
 type job struct {
-	ns   *netns.NS
+	ns   *netns.NS // nil: home
 	do   func() error
 	done chan<- error
 }
@@ -57,22 +62,59 @@ func New(own func(fd int) error) (*Maker, error) {
 	return m, nil
 }
 
+// homeAfter is how long the thread stays in a namespace that nobody needs a
+// socket of. It keeps the namespace alive.
+const homeAfter = 2 * time.Second
+
 // run is the thread. It stays locked, and dies with the goroutine, so that no
 // other goroutine ever runs in a pod's namespace.
 func (m *Maker) run() {
-	defer close(m.done)
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The first thread stands for the process in /proc, and does not die.
+		// Hold it, so that the work is done on another.
+		defer runtime.UnlockOSThread()
+		other := make(chan struct{})
+		go func() { defer close(other); m.run() }()
+		<-other
+		return
+	}
+	defer close(m.done)
+	home, err := netns.Current()
+	if err == nil {
+		defer home.Close()
+	}
+	in := home
+	enter := func(ns *netns.NS) error {
+		if ns == nil {
+			ns = home
+		}
+		if ns == nil || ns == in {
+			return nil
+		}
+		if err := ns.Enter(); err != nil {
+			return err
+		}
+		in = ns
+		return nil
+	}
+	idle := time.NewTimer(homeAfter)
+	defer idle.Stop()
 	for {
 		select {
 		case <-m.stop:
 			return
+		case <-idle.C:
+			_ = enter(nil) // else after the next job
+			continue
 		case j := <-m.jobs:
-			err := j.ns.Enter()
+			err := enter(j.ns)
 			if err == nil {
 				err = j.do()
 			}
 			j.done <- err
 		}
+		idle.Reset(homeAfter)
 	}
 }
 
@@ -154,7 +196,7 @@ func (m *Maker) socket(v6 bool) (fd int, err error) {
 
 // Listen opens a listener in a pod's namespace. It accepts connections to any
 // address (sk_lookup gives them to it), and they reset when they are not closed
-// cleanly.
+// cleanly; not so on port 15008, which faces no application.
 func (m *Maker) Listen(ns *netns.NS, addr netip.AddrPort, transparent bool) (fd int, err error) {
 	err = m.in(ns, func() error {
 		fd, err = m.listen(addr, transparent)
@@ -181,7 +223,9 @@ func (m *Maker) listen(addr netip.AddrPort, transparent bool) (int, error) {
 	if transparent { // else no SYN-ACK leaves for an address that is not ours
 		o.transparent(v6)
 	}
-	o.resetOnExit()
+	if addr.Port() != hbonePort {
+		o.resetOnExit()
+	}
 	if o.err == nil {
 		o.err = os.NewSyscallError("bind", unix.Bind(fd, sockaddr(addr)))
 	}
@@ -214,10 +258,9 @@ func (m *Maker) dial(src netip.Addr) (int, error) {
 		return -1, err
 	}
 	o := options{fd: fd}
-	o.set("SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	o.set("TCP_NODELAY", unix.SOL_TCP, unix.TCP_NODELAY, 1)
 	if o.err == nil {
-		o.err = eachPort(func(port uint16) error { return unix.Bind(fd, sockaddr(netip.AddrPortFrom(src, port))) })
+		o.err = bind(fd, src)
 	}
 	if o.err != nil {
 		unix.Close(fd)

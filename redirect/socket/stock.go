@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -125,7 +126,8 @@ func (s *Stock) wake() {
 	}
 }
 
-// Close closes the sockets in stock; who waits is told.
+// Close closes the sockets in stock; who waits is told. The Maker's thread
+// leaves the namespace, which may end then. Idempotent.
 func (s *Stock) Close() error {
 	s.mu.Lock()
 	if !s.closed {
@@ -134,6 +136,9 @@ func (s *Stock) Close() error {
 	}
 	s.mu.Unlock()
 	<-s.done
+	if err := s.m.in(nil, func() error { return nil }); err != nil && !errors.Is(err, ErrClosed) {
+		return err
+	}
 	return nil
 }
 
