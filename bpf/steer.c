@@ -93,8 +93,12 @@ static __always_inline int from_lo(struct bpf_sk_lookup *ctx, int v6, const stru
 static __always_inline int from_device(struct bpf_sk_lookup *ctx, int v6, const struct address *local,
 				       const struct address *remote)
 {
-	/* The pod calls an address of its own, perhaps from loopback: from outside that is a martian. */
-	if (equal(local, remote) || is_loopback(remote) || (is_self(local) && is_self(remote)))
+	/*
+	 * The pod calls an address of its own, declared or not, perhaps from
+	 * loopback. From outside those are martians in IPv4; in IPv6 the answer
+	 * to a forged one stays in the pod.
+	 */
+	if (equal(local, remote) || is_loopback(remote) || is_self(remote))
 		return pass(DECISION_STEER_OWN_ADDRESS, ctx->local_port);
 	if (is_self(local)) {
 		if (ctx->local_port == PORT_HBONE)

@@ -69,6 +69,9 @@ func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
 	}()
 	for _, a := range cfg.Addrs {
 		a = a.Unmap()
+		if !a.IsGlobalUnicast() || a.Zone() != "" {
+			return nil, fmt.Errorf("%s is no address that others reach it by", a)
+		}
 		at := &p.v4
 		if a.Is6() {
 			at = &p.v6

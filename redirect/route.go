@@ -51,6 +51,22 @@ func localRoute(a netip.Addr) *netlink.Route {
 	}
 }
 
+// lastMetric is behind the local route's (0; 1024 in IPv6).
+const lastMetric = 1 << 20
+
+// lastRoute is `unreachable default`: the local route goes with its address, and
+// what has the mark would then leave by the main table, in plaintext.
+func lastRoute(a netip.Addr) *netlink.Route {
+	return &netlink.Route{
+		Table:    table,
+		Type:     unix.RTN_UNREACHABLE,
+		Dst:      anyPrefix(a),
+		Priority: lastMetric,
+		Protocol: protocol,
+		Family:   family(a),
+	}
+}
+
 func rule(a netip.Addr) *netlink.Rule {
 	r := netlink.NewRule()
 	mask := uint32(0xffffffff)
@@ -65,8 +81,10 @@ func rule(a netip.Addr) *netlink.Rule {
 // addRouting sends what has the mark to lo, on a thread in the namespace. What
 // is there already stays.
 func addRouting(a netip.Addr) error {
-	if err := netlink.RouteReplace(localRoute(a)); err != nil {
-		return fmt.Errorf("add route for %s: %w", a, err)
+	for _, r := range []*netlink.Route{lastRoute(a), localRoute(a)} {
+		if err := netlink.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route for %s: %w", a, err)
+		}
 	}
 	if err := netlink.RuleAdd(rule(a)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add rule for %s: %w", a, err)

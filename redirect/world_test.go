@@ -144,6 +144,13 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.open()
+	w.must(w.redirected.Enrol())
+}
+
+// open fills the pod's slots.
+func (w *world) open() {
+	w.t.Helper()
 	for _, l := range []struct {
 		slot redirect.Slot
 		at   string
@@ -158,7 +165,6 @@ func (w *world) start() {
 		w.listeners[l.slot] = fd
 		w.must(w.redirected.Listen(l.slot, fd))
 	}
-	w.must(w.redirected.Enrol())
 }
 
 func (w *world) podConfig() redirect.PodConfig {
@@ -276,7 +282,33 @@ func connect(dst netip.AddrPort, prepare func(fd int) error) (int, error) {
 			return fd, err
 		}
 	}
-	return fd, unix.Connect(fd, sockaddr(dst))
+	return fd, finish(fd, unix.Connect(fd, sockaddr(dst)))
+}
+
+// finish waits for a connect that is under way: that of a non-blocking socket,
+// or one that Go's runtime has interrupted.
+func finish(fd int, err error) error {
+	if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EINPROGRESS) {
+		return err
+	}
+	if !poll(fd, unix.POLLOUT, patience) {
+		return unix.ETIMEDOUT
+	}
+	e, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && e != 0 {
+		err = unix.Errno(e)
+	}
+	return err
+}
+
+// poll waits for events until the limit.
+func poll(fd int, events int16, limit time.Duration) bool {
+	for deadline := time.Now().Add(limit); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, int(max(time.Until(deadline), 0).Milliseconds()))
+		if !errors.Is(err, unix.EINTR) {
+			return err == nil && n > 0
+		}
+	}
 }
 
 func (w *world) connectUnprivileged(ns *netns.NS, dst netip.AddrPort, prepare func(fd int) error) (int, error) {
@@ -349,10 +381,7 @@ func (w *world) accept(l int) int {
 }
 
 // pending says whether a connection waits at a listener.
-func pending(l int) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(l), Events: unix.POLLIN}}, 0)
-	return err == nil && n > 0
-}
+func pending(l int) bool { return poll(l, unix.POLLIN, 0) }
 
 // exchange sends a word each way.
 func (w *world) exchange(a, b int) {

@@ -67,6 +67,13 @@ func Deliver(fd int, client netip.Addr, dst netip.AddrPort) error {
 	if client.Is4() != addr.Is4() {
 		return fmt.Errorf("deliver from %s to %s: %w", client, dst, unix.EAFNOSUPPORT)
 	}
+	if client == addr {
+		// Answers to the pod's own address come in by the device that has it,
+		// says the route: one bound to lo would not hear them.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, 0); err != nil {
+			return fmt.Errorf("unbind from lo: %w", err)
+		}
+	}
 	if err := bind(fd, client); err != nil {
 		return err
 	}
