@@ -30,7 +30,6 @@ type replay struct {
 	control  []byte
 	err      error
 	got      map[uint32][]byte // DATA of each stream
-	held     map[uint32]bool   // streams whose application takes nothing yet
 }
 
 func newReplay(t testing.TB, cfg Config) *replay {

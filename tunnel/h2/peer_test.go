@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//lint:file-ignore SA1019 It is x/net's own client and server that we talk to here, not net/http's.
+
 package h2
 
 import (

@@ -126,10 +126,21 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: %v", name, refusal)
 		}
 	}
-	// What an error says of a peer's bytes is short.
-	_, refusal := ParseRequest(fields(":method", "CONNECT", ":authority", strings.Repeat("\x00", 10000)))
-	if len(refusal.Error()) > 400 {
-		t.Errorf("refusal of %d bytes", len(refusal.Error()))
+	// What an error says of a peer's bytes is fit for a log.
+	_, refusal := ParseRequest(fields(":method", "CONNECT", ":authority", strings.Repeat("\x00\n", 10000)))
+	if len(refusal.Error()) > 400 || strings.ContainsAny(refusal.Error(), "\x00\n") {
+		t.Errorf("refusal %q", refusal.Error())
+	}
+}
+
+// A value goes out in a form that splits no header and no list.
+func TestBaggageIsEscaped(t *testing.T) {
+	got := Baggage{Pod: "a,b=c%\r\n\"é;"}.String()
+	if want := "k8s.pod.name=a%2Cb%3Dc%25%0D%0A%22%C3%A9%3B"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got := (Baggage{Workload: "w", WorkloadKind: "x,y"}).String(); got != "" {
+		t.Errorf("unknown kind: %s", got)
 	}
 }
 
