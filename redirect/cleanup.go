@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,10 +30,10 @@ func Cleanup(cfg Config) (report []string, err error) {
 	// First the hooks: what connects from now on is not captured any more.
 	for _, dir := range dirs {
 		for _, name := range hooks {
-			if err := os.Remove(filepath.Join(dir, name)); err == nil {
+			if err := detach(filepath.Join(dir, name)); err == nil {
 				report = append(report, "hook "+name+" detached")
 			} else if !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("detach %s: %w", name, err))
+				errs = append(errs, err)
 			}
 		}
 	}
@@ -71,7 +72,24 @@ func Cleanup(cfg Config) (report []string, err error) {
 	return report, nil
 }
 
-// removePins removes every pin below dir; a program goes with its last link.
+// detach detaches a pinned link and removes its pin. Without the first, the
+// kernel does it some time after the last handle is closed.
+func detach(pin string) error {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", pin, err)
+	}
+	defer l.Close()
+	if err := l.Detach(); err != nil {
+		return fmt.Errorf("detach %s: %w", pin, err)
+	}
+	if err := os.Remove(pin); err != nil {
+		return fmt.Errorf("remove pin: %w", err)
+	}
+	return nil
+}
+
+// removePins detaches every link below dir and removes every pin.
 func removePins(dir string) (report []string, err error) {
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -79,6 +97,9 @@ func removePins(dir string) (report []string, err error) {
 		}
 		if err == nil && !d.IsDir() {
 			rel, _ := filepath.Rel(dir, path)
+			if d.Name() == steerPin {
+				err = detach(path)
+			}
 			report = append(report, "pin "+rel+" removed")
 		}
 		return err

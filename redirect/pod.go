@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -36,6 +37,9 @@ const (
 	HBONE4
 	HBONE6
 )
+
+// steerPin is the name of the pin of a pod's steering.
+const steerPin = "steer"
 
 // PodConfig describes a pod.
 type PodConfig struct {
@@ -378,7 +382,7 @@ func (p *Pod) device(a netip.Addr) (index int, err error) {
 }
 
 func (p *Pod) attachLink(prog *ebpf.Program) error {
-	pin := filepath.Join(p.dir, "steer")
+	pin := filepath.Join(p.dir, steerPin)
 	if l, err := link.LoadPinnedLink(pin, nil); err == nil {
 		if err := l.Update(prog); err == nil {
 			p.link = l
@@ -490,6 +494,9 @@ func (n *Node) release(s podState, ns *netns.NS) (report []string, err error) {
 		if err := n.maps.Listeners.Delete(listener(s.Cookie, slot)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("remove listener: %w", err))
 		}
+	}
+	if err := detach(filepath.Join(n.podPins(s.Name), steerPin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
 	}
 	report, err = s.undo(ns)
 	errs = append(errs, err)

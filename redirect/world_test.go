@@ -58,6 +58,10 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, listeners: map[redirect.Slot]int{}}
 	w.pod, w.podPath = w.namespace("pod")
 	w.outside, _ = w.namespace("out")
+	for _, ns := range []*netns.NS{w.pod, w.outside} {
+		// Link-local addresses at once: no duplicate address detection.
+		w.in(ns, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0) })
+	}
 	w.in(w.pod, func() error {
 		peer := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(w.outside.FD())}
 		return netlink.LinkAdd(peer)
