@@ -243,6 +243,7 @@ func TestDataThenReset(t *testing.T) {
 	ended := make(chan error, 200)
 	app, err := e.Pod(2, 1).Serve(8080, func(c *net.TCPConn) {
 		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_, _ = io.WriteString(c, "!") // else the reset may come before there is a server
 		_, err := io.Copy(io.Discard, c)
 		ended <- err
 	})
@@ -251,12 +252,14 @@ func TestDataThenReset(t *testing.T) {
 	data := make([]byte, 100<<10)
 	for i := range n {
 		c := e.connect(e.Pod(1, 1), app.Addr(4))
+		_, err := io.ReadFull(c, make([]byte, 1))
+		e.must(err)
 		_, _ = c.Write(data[:1+i*500])
 		_ = c.SetLinger(0)
 		c.Close()
 	}
 	for range n {
-		if err := <-ended; err == nil || isTimeout(err) {
+		if err := <-ended; err == nil || isTimeout(err) { // each has its deadline
 			t.Errorf("the server saw %v, want a reset", err)
 		}
 	}
