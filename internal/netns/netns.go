@@ -80,12 +80,19 @@ func (n *NS) Close() error {
 }
 
 // Do runs f in the namespace, on a goroutine locked to its thread; what f starts
-// in other goroutines runs elsewhere. If the way back fails, the thread stays
-// locked and dies with that goroutine.
+// in other goroutines runs elsewhere. If the way back fails, or f ends its
+// goroutine, the thread stays locked and dies with that goroutine.
 func (n *NS) Do(f func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- n.do(f) }()
-	return <-done
+	go func() {
+		defer close(done)
+		done <- n.do(f)
+	}()
+	err, ok := <-done
+	if !ok {
+		return errors.New("what ran in the network namespace has ended its goroutine")
+	}
+	return err
 }
 
 func (n *NS) do(f func() error) error {
