@@ -179,7 +179,7 @@ struct listener {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
-	__uint(max_entries, MAX_PODS * SLOTS);
+	__uint(max_entries, MAX_PODS *SLOTS);
 	__type(key, struct listener);
 	__type(value, __u64);
 } listeners SEC(".maps");

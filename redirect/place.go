@@ -45,7 +45,8 @@ func takeLock(runDir string) (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("lock run directory %s: `ztunnel cleanup` was at work in it: try again", runDir)
 	}
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redirect_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/redirect"
+)
+
+// Where bpffs cannot be mounted at its usual place, the run directory has one,
+// and cleanup takes it away.
+func TestBPFFSOfItsOwn(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.BPFFS = filepath.Join(t.TempDir(), "nowhere")
+	w.start()
+	w.must(w.stop())
+	if _, err := w.connect(w.pod, at(remote4, 8080), nil); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("without a daemon, connect: %v", err)
+	}
+	w.start()
+	_, err := w.connect(w.pod, at(remote4, 8080), nil)
+	w.must(err)
+	w.accept(w.listeners[redirect.Outbound4])
+	w.must(w.stop())
+	if _, err := redirect.Cleanup(w.cfg); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(w.cfg.RunDir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("run directory: %v", err)
+	}
+}
+
+// Pins of another layout are never misread.
+func TestOtherLayoutIsRefused(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.must(w.stop())
+	found, err := filepath.Glob("/sys/fs/bpf/culvert/*/v1")
+	if err != nil || len(found) == 0 {
+		t.Fatalf("pins: %v, %v", found, err)
+	}
+	// The one that has this test's pod: the newest.
+	mine := found[0]
+	for _, dir := range found {
+		a, aerr := os.Stat(dir)
+		b, berr := os.Stat(mine)
+		w.must(errors.Join(aerr, berr))
+		if a.ModTime().After(b.ModTime()) {
+			mine = dir
+		}
+	}
+	old := filepath.Join(filepath.Dir(mine), "v0")
+	w.must(os.Mkdir(old, 0o700))
+	if n, err := redirect.Open(w.cfg); err == nil || !strings.Contains(err.Error(), "layout v0") {
+		t.Errorf("%v, %v; want an error that names layout v0", n, err)
+	}
+	w.must(os.Remove(old))
+}
+
+// An address whose duplicate detection still runs is waited for.
+func TestTentativeAddressIsWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	fresh := netip.MustParseAddr("fd99::77")
+	w.in(w.pod, func() error {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_dad", []byte("1"), 0)
+		if err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		addr, err := netlink.ParseAddr(fresh.String() + "/120")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(link, addr)
+	})
+	var err error
+	w.node, err = redirect.Open(w.cfg)
+	w.must(err)
+	cfg := w.podConfig()
+	cfg.Addrs = []netip.Addr{pod4, fresh}
+	_, err = w.node.AddPod(t.Context(), cfg)
+	w.must(err)
+}
+
+func TestPodWithoutItsAddressIsRefused(t *testing.T) {
+	w := newWorld(t)
+	var err error
+	w.node, err = redirect.Open(w.cfg)
+	w.must(err)
+	cfg := w.podConfig()
+	cfg.Addrs = []netip.Addr{outside4}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = w.node.AddPod(ctx, cfg)
+	if err == nil || !strings.Contains(err.Error(), "no interface in the namespace has the address 10.99.0.2") {
+		t.Errorf("%v", err)
+	}
+	w.in(w.pod, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(lo)
+	})
+	_, err = w.node.AddPod(ctx, w.podConfig())
+	if err == nil || !strings.Contains(err.Error(), "lo is down") {
+		t.Errorf("%v", err)
+	}
+}
