@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -447,66 +446,6 @@ func (p *Pod) close() error {
 		p.link = nil
 	}
 	return errors.Join(errs...)
-}
-
-// Release takes away what AddPod and Enrol have set, goes on past errors, and
-// may be called more than once. The pod's traffic is then what it was before.
-func (p *Pod) Release() error {
-	err := p.close()
-	_, rerr := p.n.release(p.state, p.cfg.NS)
-	p.n.disown(p)
-	if err = errors.Join(err, rerr); err != nil {
-		return fmt.Errorf("release pod %s: %w", p.cfg.Name, err)
-	}
-	return nil
-}
-
-// ReleaseOthers releases the pods that an earlier process has left and that
-// have not been added since. Until then they are refused.
-func (n *Node) ReleaseOthers() (report []string, err error) {
-	all, err := readStates(n.cfg.RunDir)
-	errs := []error{err}
-	for _, s := range all {
-		n.mu.Lock()
-		_, added := n.pods[s.Name]
-		n.mu.Unlock()
-		if added {
-			continue
-		}
-		done, err := n.release(s, nil)
-		report = append(report, done...)
-		errs = append(errs, err)
-	}
-	return report, errors.Join(errs...)
-}
-
-// release takes a pod away by what was written down of it; ns may be nil. What
-// failed stays written down, for another try.
-func (n *Node) release(s podState, ns *netns.NS) (report []string, err error) {
-	if s.Name == "" {
-		return nil, nil
-	}
-	var errs []error
-	if err := n.maps.Enrolled.Delete(s.Cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		errs = append(errs, fmt.Errorf("remove from the enrolled: %w", err))
-	}
-	for slot := Outbound4; slot <= HBONE6; slot++ {
-		if err := n.maps.Listeners.Delete(listener(s.Cookie, slot)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("remove listener: %w", err))
-		}
-	}
-	if err := detach(filepath.Join(n.podPins(s.Name), steerPin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	report, err = s.undo(ns)
-	errs = append(errs, err)
-	if err := os.RemoveAll(n.podPins(s.Name)); err != nil {
-		errs = append(errs, fmt.Errorf("remove pins: %w", err))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return report, err
-	}
-	return report, s.remove(n.cfg.RunDir)
 }
 
 // podFile is a pod's name as a file's.
