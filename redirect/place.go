@@ -117,7 +117,16 @@ func mountBPFFS(cfg Config) (string, error) {
 		return own, nil
 	}
 	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	err := unix.Mount("bpf", cfg.BPFFS, "bpf", flags, "mode=700")
+	// Two daemons that start at once would mount one over the other, and the
+	// first one's pins would be out of sight. The lock is the mount point's.
+	unlock, err := lockDir(cfg.BPFFS)
+	if err == nil {
+		defer unlock()
+		if isBPFFS(cfg.BPFFS) {
+			return cfg.BPFFS, nil
+		}
+		err = unix.Mount("bpf", cfg.BPFFS, "bpf", flags, "mode=700")
+	}
 	if err == nil {
 		cfg.Logger.Info("mounted bpffs, it stays", "path", cfg.BPFFS)
 		return cfg.BPFFS, nil
@@ -130,6 +139,19 @@ func mountBPFFS(cfg Config) (string, error) {
 	}
 	cfg.Logger.Info("mounted bpffs", "path", own)
 	return own, nil
+}
+
+// lockDir waits for the lock of a directory, as it is now.
+func lockDir(path string) (unlock func(), err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return func() { f.Close() }, nil
 }
 
 // cgroupRoot finds where cgroup v2 is mounted: beside v1 it may be under
