@@ -69,7 +69,14 @@ func newWorld(t *testing.T) *world {
 	w.in(w.pod, func() error { return setUpLink("eth0", pod4, pod6, outside4, outside6) })
 	w.in(w.outside, func() error { return setUpLink("eth0", outside4, outside6, pod4, pod6) })
 	w.in(w.pod, func() error { return os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("1"), 0) })
-	w.cfg = redirect.Config{RunDir: filepath.Join(t.TempDir(), "run")}
+	// A bpffs of its own, so that other daemons' pins are not mistaken for its.
+	w.cfg = redirect.Config{RunDir: filepath.Join(t.TempDir(), "run"), BPFFS: filepath.Join(t.TempDir(), "bpffs")}
+	w.must(os.Mkdir(w.cfg.BPFFS, 0o700))
+	t.Cleanup(func() {
+		if err := unix.Unmount(w.cfg.BPFFS, 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			t.Errorf("unmount bpffs: %v", err)
+		}
+	})
 	t.Cleanup(w.cleanUp)
 	return w
 }
