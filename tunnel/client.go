@@ -141,6 +141,10 @@ func (o *outbound) Response(r *relay.Relay, fields []hpack.HeaderField) {
 
 // Refused is relay.Owner's.
 func (o *outbound) Refused(*relay.Relay) {
+	if o.attempts++; o.attempts == maxAttempts {
+		o.fail(telemetry.ReasonTunnelLost, "the peer refused the stream on several tunnel connections")
+		return
+	}
 	via := o.via
 	o.reassign(func() { via.unusable = true })
 }

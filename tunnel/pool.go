@@ -55,7 +55,6 @@ type clientTrunk struct {
 
 	// Of the entry's loop.
 	unusable bool // draining or closed: takes no new streams
-	full     bool // the peer's stream limit was met
 
 	// Of the trunk's loop.
 	established bool
@@ -77,14 +76,10 @@ func (e *entry) assign(o *outbound) {
 		o.fail(telemetry.ReasonDraining, e.closed.Error())
 		return
 	}
-	if o.attempts++; o.attempts > maxAttempts {
-		o.fail(telemetry.ReasonTunnelLost, "the peer refused the stream on every tunnel connection")
-		return
-	}
 	now := e.w.Loop.Now()
 	var best *clientTrunk
 	for _, c := range e.trunks {
-		if c.unusable || c.full || (best != nil && best.trunk.Streams() <= c.trunk.Streams() && !best.trunk.Elephant(now)) {
+		if c.unusable || c.trunk.Full() || (best != nil && best.trunk.Streams() <= c.trunk.Streams() && !best.trunk.Elephant(now)) {
 			continue
 		}
 		if best == nil || !c.trunk.Elephant(now) {
@@ -133,14 +128,8 @@ func (c *clientTrunk) carry(o *outbound) {
 
 // notCarried sends o back to its entry to be assigned again.
 func (c *clientTrunk) notCarried(o *outbound, err error) {
-	full := errors.Is(err, h2.ErrStreamLimit)
-	o.reassign(func() {
-		if full {
-			c.full = true
-		} else {
-			c.unusable = true
-		}
-	})
+	full := errors.Is(err, h2.ErrStreamLimit) // then trunk.Full says so
+	o.reassign(func() { c.unusable = c.unusable || !full })
 }
 
 // dial opens one more tunnel connection for those who wait. There is one dial
@@ -193,8 +182,7 @@ func (e *entry) dialed(c *clientTrunk, err error) {
 	e.trunks = append(e.trunks, c)
 	for _, o := range waiting {
 		if o.relay.Trunk() == nil && !o.done {
-			o.attempts--
-			if c.unusable || c.full {
+			if c.unusable || c.trunk.Full() {
 				e.assign(o)
 			} else {
 				c.carry(o)

@@ -25,6 +25,10 @@ import (
 	"github.com/culvert-mesh/culvert/workload"
 )
 
+// maxStreams is how many streams a peer may have on one connection. Memory is
+// bounded by their windows.
+const maxStreams = 4096
+
 // acceptPeer takes a connection to the pod's HBONE port. It runs on the loop
 // of the pod's listeners; the handshake runs in a goroutine.
 func (p *Pod) acceptPeer(fd int) {
@@ -67,7 +71,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
 		return
 	}
-	d, err := newSession(c, hs, h2.Config{})
+	d, err := newSession(c, hs, h2.Config{MaxConcurrentStreams: maxStreams})
 	if err != nil {
 		t.cfg.Logger.Error("make session", "peer", remote, "err", err)
 		return

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/telemetry"
 )
 
 // port is where the servers listen.
@@ -78,6 +79,7 @@ func (b *bench) close() {
 	for _, c := range b.stdins {
 		c.Close()
 	}
+	if os.Getenv("DBG")!="" { for _, n := range b.lab.Nodes { exec.Command("cp","-r",n.Dir,"/tmp/dbg-"+n.Name).Run() } }
 	if err := b.lab.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: clean up:", err)
 	}
@@ -125,8 +127,7 @@ func (b *bench) begin(p path, l load) (func() (result, error), io.WriteCloser, *
 	}
 	to := netip.AddrPortFrom(p.server.V4, port)
 	cmd := exec.Command(b.self, "load", "-addr", to.String(), "-spec", string(spec))
-	var said strings.Builder
-	cmd.Stderr = &said
+	cmd.Stderr = os.Stderr
 	in, out, err := b.start(p.client, cmd)
 	if err != nil {
 		return nil, nil, nil, err
@@ -135,7 +136,7 @@ func (b *bench) begin(p path, l load) (func() (result, error), io.WriteCloser, *
 	return func() (result, error) {
 		var res result
 		if err := json.NewDecoder(r).Decode(&res); err != nil {
-			return res, fmt.Errorf("%s: %s%w", p.name, said.String(), err)
+			return res, fmt.Errorf("%s: the load gave no result: %w", p.name, err)
 		}
 		return res, nil
 	}, in, r, nil
@@ -203,6 +204,13 @@ func (b *bench) rss() (int64, error) {
 		sum += n * int64(os.Getpagesize())
 	}
 	return sum, nil
+}
+
+// progress says on a terminal what is being measured.
+func (b *bench) progress(format string, args ...any) {
+	if telemetry.IsTerminal(os.Stderr) {
+		fmt.Fprintf(os.Stderr, "\r\033[K"+format, args...)
+	}
 }
 
 func median[T int | int64 | float64 | time.Duration](v []T) T {

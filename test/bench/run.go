@@ -68,7 +68,7 @@ func (b *bench) run(ctx context.Context, rounds, idle int, only string) error {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				fmt.Fprintf(os.Stderr, "\r\033[Kround %d of %d: %s, %s", round+1, rounds, w.name, p.path.name)
+				b.progress("round %d of %d: %s, %s", round+1, rounds, w.name, p.path.name)
 				s, err := b.measure(p.path, w.load)
 				if err != nil {
 					return fmt.Errorf("%s: %w", w.name, err)
@@ -84,7 +84,7 @@ func (b *bench) run(ctx context.Context, rounds, idle int, only string) error {
 			beside = append(beside, s)
 		}
 	}
-	fmt.Fprint(os.Stderr, "\r\033[K")
+	b.progress("")
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(out, "work\tdirect\tCulvert\tratio\tp50 us\tratio\tp99 us\tratio\tCPU\t")
 	rows := map[string]row{}
@@ -115,7 +115,7 @@ type besides struct {
 }
 
 func (b *bench) beside() (besides, error) {
-	fmt.Fprint(os.Stderr, "\r\033[Ksmall beside bulk")
+	b.progress("small beside bulk")
 	bulk := load{Mode: modeSink, Conns: 1, For: b.each}
 	alone, err := b.measure(b.culvert, bulk)
 	if err != nil {

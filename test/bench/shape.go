@@ -154,19 +154,20 @@ func fetchProfile(sock string, seconds int) (*profile.Profile, error) {
 
 // idleMemory is what one idle connection adds to the daemons' resident memory.
 func (b *bench) idleMemory(n int) (int64, error) {
-	fmt.Fprint(os.Stderr, "\r\033[Kidle connections")
-	defer fmt.Fprint(os.Stderr, "\r\033[K")
+	b.progress("%d idle connections", n)
+	defer b.progress("")
 	before, err := b.rss()
 	if err != nil {
 		return 0, err
 	}
-	_, in, out, err := b.begin(b.culvert, load{Mode: modeEcho, Conns: n, Size: 64, Idle: true})
+	wait, in, out, err := b.begin(b.culvert, load{Mode: modeEcho, Conns: n, Size: 64, Idle: true})
 	if err != nil {
 		return 0, err
 	}
 	defer in.Close()
 	if line, err := out.ReadString('\n'); err != nil || line != "open\n" {
-		return 0, fmt.Errorf("open %d connections: %q %w", n, line, err)
+		_, err = wait()
+		return 0, fmt.Errorf("open %d connections: %q: %w", n, line, err)
 	}
 	after, err := b.rss()
 	if err != nil {

@@ -92,6 +92,7 @@ type Trunk struct {
 	// Read from other loops by the pool.
 	elephant atomic.Int64 // until when, in Unix nanoseconds
 	streams  atomic.Int32
+	full     atomic.Bool // the peer's limit of streams is met
 }
 
 // NewTrunk puts a session on a socket, which the trunk owns from then on.
@@ -129,6 +130,10 @@ func (t *Trunk) Streams() int { return int(t.streams.Load()) }
 // called from anywhere.
 func (t *Trunk) Elephant(now time.Time) bool { return now.UnixNano() < t.elephant.Load() }
 
+// Full reports whether the peer's limit of concurrent streams is met. It may be
+// called from anywhere.
+func (t *Trunk) Full() bool { return t.full.Load() }
+
 // Open opens a stream for a waiting relay.
 func (t *Trunk) Open(r *Relay, fields []hpack.HeaderField) error {
 	if t.closed || t.draining {
@@ -136,6 +141,7 @@ func (t *Trunk) Open(r *Relay, fields []hpack.HeaderField) error {
 	}
 	st, err := t.s.H2.Open(fields, nil)
 	if err != nil {
+		t.full.Store(errors.Is(err, h2.ErrStreamLimit))
 		return err
 	}
 	r.Attach(t, st)
@@ -354,6 +360,8 @@ func (t *Trunk) event(ev *h2.Event) {
 	case h2.EventGoAway:
 		t.draining = true
 		t.maybeDrained()
+	case h2.EventStreamsAvailable:
+		t.full.Store(false)
 	case h2.EventPong:
 		t.pong()
 	}
