@@ -55,7 +55,10 @@ func Cleanup(cfg Config) (report []string, err error) {
 		_ = os.Remove(filepath.Dir(dir))
 		_ = os.Remove(filepath.Dir(filepath.Dir(dir)))
 	}
-	if own := filepath.Join(cfg.RunDir, ownBPFFS); isBPFFS(own) {
+	for _, dir := range instanceDirs(cfg) {
+		errs = append(errs, otherLayouts(dir))
+	}
+	if own := filepath.Join(cfg.RunDir, ownBPFFS); isBPFFS(own) && errors.Join(errs...) == nil {
 		if err := unix.Unmount(own, 0); err != nil {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", own, err))
 		} else {

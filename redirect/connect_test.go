@@ -279,16 +279,13 @@ func TestOtherFamilyIsRefused(t *testing.T) {
 // A socket that was carried and connects again, elsewhere, is not routed as if
 // it still were.
 func TestReconnectClearsTheMark(t *testing.T) {
-	w := newWorld(t)
-	w.start()
-	out := w.listen(w.outside, netip.MustParseAddrPort("0.0.0.0:8080"))
-	for name, prepare := range map[string]func(int) error{"plain": nil, "bound to eth0": bindToDevice("eth0")} {
-		t.Run(name, func(t *testing.T) {
-			w := *w
-			w.t = t
-			fd, err := w.connect(w.pod, at(remote4, 8080), prepare)
+	both(t, func(w *world, f family) {
+		w.start()
+		out := w.listen(w.outside, at(f.any, 8080))
+		for name, prepare := range map[string]func(int) error{"plain": nil, "bound to eth0": bindToDevice("eth0")} {
+			fd, err := w.connect(w.pod, at(f.remote, 8080), prepare)
 			w.must(err)
-			w.accept(w.listeners[redirect.Outbound4])
+			w.accept(w.listeners[f.outbound])
 			n := w.counted(func() {
 				w.in(w.pod, func() error {
 					// Disconnect: AF_UNSPEC.
@@ -296,15 +293,15 @@ func TestReconnectClearsTheMark(t *testing.T) {
 					if err := disconnect(fd, &unspec); err != nil {
 						return err
 					}
-					return unix.Connect(fd, sockaddr(at(outside4, 8080)))
+					return finish(fd, unix.Connect(fd, sockaddr(at(f.outside, 8080))))
 				})
 				w.exchange(fd, w.accept(out))
 			})
 			if n["connect_mark_cleared"] != 1 || n["connect_outside"] != 1 {
-				t.Errorf("counted %v", n)
+				w.t.Errorf("%s: counted %v", name, n)
 			}
-		})
-	}
+		}
+	})
 }
 
 // While no daemon has a listener, what is captured is refused at once.

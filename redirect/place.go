@@ -64,12 +64,23 @@ func sameFile(f *os.File, info os.FileInfo) bool {
 // ownBPFFS is mounted below the run directory where the usual place cannot be.
 const ownBPFFS = "bpf"
 
-// pinDirs returns where this instance's pins may be, those that exist.
-func pinDirs(cfg Config) []string {
+// instanceDirs returns where this instance's pins may be, of whatever layout.
+func instanceDirs(cfg Config) []string {
 	var out []string
 	for _, root := range []string{cfg.BPFFS, filepath.Join(cfg.RunDir, ownBPFFS)} {
-		dir := filepath.Join(root, "culvert", instance(cfg.RunDir), layout)
-		if _, err := os.Stat(dir); err == nil && isBPFFS(root) {
+		if isBPFFS(root) {
+			out = append(out, filepath.Join(root, "culvert", instance(cfg.RunDir)))
+		}
+	}
+	return out
+}
+
+// pinDirs returns where this instance's pins are.
+func pinDirs(cfg Config) []string {
+	var out []string
+	for _, dir := range instanceDirs(cfg) {
+		dir = filepath.Join(dir, layout)
+		if _, err := os.Stat(dir); err == nil {
 			out = append(out, dir)
 		}
 	}
@@ -92,20 +103,28 @@ func makePinDir(cfg Config) (string, error) {
 	if found := pinDirs(cfg); len(found) > 0 {
 		dir = found[0]
 	}
-	// Another layout's pins would go on steering beside ours.
-	others, err := os.ReadDir(filepath.Dir(dir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("look for pins: %w", err)
-	}
-	for _, o := range others {
-		if o.Name() != layout {
-			return "", fmt.Errorf("%s holds pins of another version of Culvert (layout %s, this one has %s): run that version's `ztunnel cleanup` first", filepath.Dir(dir), o.Name(), layout)
-		}
+	if err := otherLayouts(filepath.Dir(dir)); err != nil {
+		return "", err
 	}
 	if err := os.MkdirAll(filepath.Join(dir, podsDir), 0o700); err != nil {
 		return "", fmt.Errorf("make pin directory: %w", err)
 	}
 	return dir, nil
+}
+
+// otherLayouts refuses pins of another layout: what they attach would go on
+// beside ours.
+func otherLayouts(dir string) error {
+	all, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for pins: %w", err)
+	}
+	for _, o := range all {
+		if o.Name() != layout {
+			return fmt.Errorf("%s holds pins of another version of Culvert (layout %s, this one has %s): run that version's `ztunnel cleanup`", dir, o.Name(), layout)
+		}
+	}
+	return nil
 }
 
 func mountBPFFS(cfg Config) (string, error) {

@@ -41,7 +41,8 @@ func TestBPFFSOfItsOwn(t *testing.T) {
 	}
 }
 
-// Pins of another layout are never misread.
+// Pins of another layout are never misread, nor passed over by a cleanup: what
+// they attach goes on.
 func TestOtherLayoutIsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.start()
@@ -50,12 +51,20 @@ func TestOtherLayoutIsRefused(t *testing.T) {
 	if err != nil || len(found) != 1 {
 		t.Fatalf("pins: %v, %v", found, err)
 	}
+	w.start() // the same one is taken over
+	w.must(w.stop())
 	old := filepath.Join(filepath.Dir(found[0]), "v0")
 	w.must(os.Mkdir(old, 0o700))
 	if n, err := redirect.Open(w.cfg); err == nil || !strings.Contains(err.Error(), "layout v0") {
-		t.Errorf("%v, %v; want an error that names layout v0", n, err)
+		t.Errorf("open: %v, %v; want an error that names layout v0", n, err)
+	}
+	if _, err := redirect.Cleanup(w.cfg); err == nil || !strings.Contains(err.Error(), "layout v0") {
+		t.Errorf("cleanup: %v; want an error that names layout v0", err)
 	}
 	w.must(os.Remove(old))
+	if _, err := redirect.Cleanup(w.cfg); err != nil {
+		t.Error(err)
+	}
 }
 
 // An address whose duplicate detection still runs is waited for.
