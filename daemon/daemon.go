@@ -139,6 +139,14 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		}
 		undo.add(release)
 	}
+	// Pods that an earlier process enrolled and that are not listed any more.
+	released, err := node.ReleaseOthers()
+	for _, what := range released {
+		log.Info("released a pod that is not listed any more", "what", what)
+	}
+	if err != nil {
+		return err
+	}
 	ready.Store(true)
 	log.Info("ready", "version", opt.Version, "node", cfg.NodeName, "pods", len(pods),
 		"workloads", store.Load().Workloads.Len(), "metrics", cfg.Metrics.Address.String())

@@ -58,16 +58,16 @@ func (e enroller) enrol(ctx context.Context, p pod.Pod) (release func() error, e
 		Name:      p.Name,
 		Namespace: p.Namespace,
 		Identity:  p.Identity(),
-		Sockets:   podSockets{maker: e.sockets, stock: stock, ns: ns, addrs: p.Addresses},
+		Sockets:   podSockets{maker: e.sockets, stock: stock, ns: ns, addrs: steered.Addrs()},
 	})
 	undo.add(func() error { served.Remove(); return nil })
-	if err := e.listen(ns, steered, served, p.Addresses); err != nil {
+	if err := e.listen(ns, steered, served, steered.Addrs()); err != nil {
 		return nil, err
 	}
 	if err := steered.Enrol(); err != nil {
 		return nil, err
 	}
-	e.log.Info("pod enrolled", "pod", p.Key(), "identity", p.Identity().String(), "addresses", p.Addresses)
+	e.log.Info("pod enrolled", "pod", p.Key(), "identity", p.Identity().String(), "addresses", steered.Addrs())
 	return undo.close, nil
 }
 

@@ -25,6 +25,10 @@ import (
 	"github.com/culvert-mesh/culvert/workload"
 )
 
+// maxDeliveries is how many more sockets are tried where a delivery's port
+// serves the same client and application already.
+const maxDeliveries = 8
+
 // maxStreams is how many streams a peer may have on one connection. Memory is
 // bounded by their windows.
 const maxStreams = 4096
@@ -155,6 +159,7 @@ type inbound struct {
 	start    time.Time
 	relay    *relay.Relay
 	timeout  *loop.Timer
+	tries    int // of other ports
 	done     bool
 	flow     telemetry.Flow
 
@@ -193,6 +198,12 @@ func (i *inbound) deliver(fd int) {
 		return
 	}
 	err := in.pod.Sockets.Deliver(fd, in.remote.Addr(), i.dst)
+	if errors.Is(err, unix.EADDRNOTAVAIL) && i.tries < maxDeliveries {
+		i.tries++ // its port serves this client already
+		unix.Close(fd)
+		i.connect()
+		return
+	}
 	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		unix.Close(fd)
 		i.unreachable(err)
