@@ -336,8 +336,16 @@ func (c *Conn) rstStream(p []byte) {
 		return
 	}
 	if s := c.lookup(id); s != nil {
-		c.drop(s)
-		c.events = append(c.events, Event{Kind: EventReset, Stream: s, Code: http2.ErrCode(binary.BigEndian.Uint32(p))})
+		code := http2.ErrCode(binary.BigEndian.Uint32(p))
+		if s.remoteClosed && code == http2.ErrCodeNo {
+			// The peer has said all and wants no more of us: RFC 9113,
+			// section 8.1. What it said is not to be thrown away.
+			s.localClosed = true
+			c.closeIfEnded(s)
+		} else {
+			c.drop(s)
+		}
+		c.events = append(c.events, Event{Kind: EventReset, Stream: s, Code: code})
 	}
 }
 

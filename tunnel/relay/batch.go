@@ -144,14 +144,11 @@ func piece(slot []byte, used, n int) unix.Iovec {
 	return unix.Iovec{Base: &slot[record.HeaderLen+used+frameHeader], Len: uint64(n)}
 }
 
-// empty reports whether nothing has been laid down.
-func (w *writer) empty() bool {
-	return len(w.batches) == 0 || w.batches[0].used[0] == 0
-}
-
 // seal seals every used slot in order and appends the ciphertext's iovecs. The
 // batches that carry it are appended to sent; unused ones go back to the stock.
-func (w *writer) seal(l *record.Layer, iov []unix.Iovec, sent []*batch) ([]unix.Iovec, []*batch) {
+// ok is false when the layer seals nothing any more: what was laid down is lost.
+func (w *writer) seal(l *record.Layer, iov []unix.Iovec, sent []*batch) (_ []unix.Iovec, _ []*batch, ok bool) {
+	ok = true
 	for i, b := range w.batches {
 		w.batches[i] = nil
 		if b.used[0] == 0 {
@@ -163,13 +160,17 @@ func (w *writer) seal(l *record.Layer, iov []unix.Iovec, sent []*batch) ([]unix.
 				break
 			}
 			slot := b.slot(s)
-			iov = appendIovec(iov, slot[:l.Seal(slot, n)])
+			if n = l.Seal(slot, n); n == 0 {
+				ok = false
+				break
+			}
+			iov = appendIovec(iov, slot[:n])
 		}
 		sent = append(sent, b)
 	}
 	w.batches = w.batches[:0]
 	w.bi, w.si = 0, 0
-	return iov, sent
+	return iov, sent, ok
 }
 
 // appendIovec appends b, joined to the last iovec where it lies right behind.

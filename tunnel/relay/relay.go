@@ -44,6 +44,9 @@ type Owner interface {
 	Closed(r *Relay, end End, detail string)
 }
 
+// discardShare bounds the reads of what nobody wants, 262,624 bytes each.
+const discardShare = 32
+
 type phase uint8
 
 const (
@@ -71,6 +74,7 @@ type Relay struct {
 	fin      bool // the peer's END_STREAM came
 	finDone  bool // and was passed on
 	queued   bool // in one of the trunk's rings
+	stopped  bool // the peer wants no more of it
 	bulk     bool // its last read filled a record
 	touched  bool
 
@@ -122,6 +126,9 @@ func (r *Relay) Attach(t *Trunk, st *h2.Stream) {
 // Established tells a relay made by Connecting that its socket is connected
 // already, as it often is on lo.
 func (r *Relay) Established() {
+	if r.phase != phaseConnecting {
+		return
+	}
 	r.phase = phaseWaiting
 	r.owner.Connected(r, nil)
 }
@@ -131,7 +138,7 @@ type ended struct{}
 
 // Open lets bytes flow, both ways.
 func (r *Relay) Open() {
-	if r.phase == phaseClosed {
+	if r.phase != phaseWaiting {
 		return
 	}
 	r.phase = phaseOpen
@@ -140,8 +147,12 @@ func (r *Relay) Open() {
 }
 
 // Detach takes the socket out of a relay that is not attached, so that it can
-// go to another loop. Nothing is reported.
+// go to another loop. Nothing is reported. Of a relay that has ended it returns
+// -1: its descriptor is another's by now.
 func (r *Relay) Detach() int {
+	if r.phase == phaseClosed {
+		return -1
+	}
 	r.phase = phaseClosed
 	r.w.Loop.Release(r.fd)
 	return r.fd
@@ -179,7 +190,7 @@ func (r *Relay) Ready(ev loop.Events) {
 		r.note(ev)
 		// A reset shows when the socket is read to its end. Where it will
 		// not be read, it has to be acted on now.
-		if ev&loop.Err != 0 && (r.eof || r.st.Sendable() == 0) {
+		if ev&loop.Err != 0 && r.eof {
 			r.end(EndAppReset, http2.ErrCodeCancel, describe(socketError(r.fd)))
 			return
 		}
@@ -199,10 +210,18 @@ func (r *Relay) note(ev loop.Events) {
 	}
 }
 
-// wantSend puts the relay where the trunk's next flush finds it.
+// wantSend puts the relay where the trunk's next flush finds it. Without a
+// window it does nothing: EventWritable comes, unless nobody ever drains the
+// other end, so that a reset is not to wait for it.
 func (r *Relay) wantSend() {
-	if r.phase == phaseOpen && r.readable && !r.eof && !r.queued && r.st.Sendable() > 0 {
+	if r.phase != phaseOpen || !r.readable || r.eof || r.queued {
+		return
+	}
+	switch {
+	case r.st.Sendable() > 0:
 		r.t.enqueue(r)
+	case r.broken:
+		r.end(EndAppReset, http2.ErrCodeCancel, describe(socketError(r.fd)))
 	}
 }
 
@@ -310,6 +329,14 @@ func (r *Relay) appEOF() {
 	r.maybeClean()
 }
 
+// stop takes no more of the application: the peer, which has ended its half,
+// wants nothing of the other. What it sent is delivered whole (RFC 9113,
+// section 8.1).
+func (r *Relay) stop() {
+	r.stopped, r.eof = true, true
+	r.maybeClean()
+}
+
 func (r *Relay) maybeClean() {
 	if r.eof && r.finDone {
 		r.end(EndClean, http2.ErrCodeNo, "")
@@ -323,6 +350,9 @@ func (r *Relay) end(how End, code http2.ErrCode, detail string) {
 	}
 	r.phase = phaseClosed
 	if how == EndClean {
+		if r.stopped {
+			r.discard()
+		}
 		_ = unix.SetsockoptLinger(r.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 	} else {
 		// A reset for the application: it must not take what it has for
@@ -344,6 +374,19 @@ func (r *Relay) end(how End, code http2.ErrCode, detail string) {
 		r.pieces = nil
 	}
 	r.owner.Closed(r, how, detail)
+}
+
+// discard reads what the application sent and nobody wants. Closing over unread
+// bytes would reset it, with what is on its way to it.
+func (r *Relay) discard() {
+	b := r.w.stock.get(pullSlots) // the read buffer may be in use
+	defer r.w.stock.put(b)
+	for range discardShare {
+		iov := [1]unix.Iovec{{Base: &b.mem[0], Len: uint64(len(b.mem))}}
+		if n, e := loop.Recv(r.fd, iov[:]); n <= 0 || e != 0 {
+			return
+		}
+	}
 }
 
 // refused gives an unprocessed stream's relay back to its owner.

@@ -27,6 +27,9 @@ const (
 	pullSlots  = 16           // records filled by one read from an application
 )
 
+// refillEvery is how often a peer gets its budget for frames of no use back.
+const refillEvery = time.Second
+
 // Errors with which a trunk ends, besides those of tunnel/session and of its
 // socket.
 var (
@@ -34,6 +37,7 @@ var (
 	ErrDead      = errors.New("peer does not answer")
 	ErrIdle      = errors.New("idle")
 	ErrDrained   = errors.New("drained")
+	ErrUnsealed  = errors.New("the record layer seals nothing any more")
 )
 
 // TrunkOwner is told of a trunk's life, on the loop's thread.
@@ -50,7 +54,7 @@ type TrunkOwner interface {
 // TrunkConfig has a trunk's time limits. Zero means never.
 type TrunkConfig struct {
 	PingAfter time.Duration // silence after which the peer is asked
-	DeadAfter time.Duration // silence after which it is given up
+	DeadAfter time.Duration // silence after which it is given up; longer than PingAfter
 	IdleAfter time.Duration // time without streams after which it is closed
 }
 
@@ -82,6 +86,7 @@ type Trunk struct {
 	draining  bool // no new streams; closes with the last relay
 
 	lastRead  time.Time
+	refilled  time.Time // when the peer's budget was
 	idleSince time.Time
 	tick      *loop.Timer
 
@@ -100,6 +105,7 @@ func (w *Worker) NewTrunk(fd int, s *session.Session, o TrunkOwner, cfg TrunkCon
 	now := w.Loop.Now()
 	t := &Trunk{w: w, s: s, owner: o, cfg: cfg, fd: fd, window: startWindow, lastRead: now, idleSince: now}
 	t.out.stock = &w.stock
+	s.H2.Share(&w.scratch)
 	if err := w.Loop.Register(fd, t); err != nil {
 		return nil, err
 	}
@@ -205,10 +211,18 @@ func (t *Trunk) unlink(r *Relay) {
 }
 
 func (t *Trunk) maybeDrained() {
-	if t.draining && t.count == 0 && !t.closed {
-		t.w.Loop.After(0, func() { t.close(ErrDrained) })
+	if t.draining && t.empty() && !t.closed {
+		t.w.Loop.After(0, func() {
+			if t.empty() {
+				t.close(ErrDrained)
+			}
+		})
 	}
 }
+
+// empty reports whether no stream is left, one without a relay included: its
+// application is still being reached.
+func (t *Trunk) empty() bool { return t.count == 0 && t.s.H2.CountStreams() == 0 }
 
 func (t *Trunk) wantFlush() {
 	if !t.dirty && !t.closed {
@@ -261,6 +275,10 @@ func (t *Trunk) read() {
 			failed = ErrTruncated
 		default:
 			t.lastRead = t.w.Loop.Now()
+			if t.lastRead.Sub(t.refilled) >= refillEvery {
+				t.refilled = t.lastRead
+				t.s.H2.Refill()
+			}
 		}
 		if n > 0 || kept > 0 {
 			rest, err := t.records(mem[:kept+n])
@@ -307,6 +325,7 @@ func (t *Trunk) records(buf []byte) (rest []byte, err error) {
 	if t.s.Records.NeedsControl() || len(t.s.H2.Control()) > 0 {
 		t.wantFlush()
 	}
+	t.maybeDrained()
 	return buf, nil
 }
 
@@ -346,6 +365,10 @@ func (t *Trunk) event(ev *h2.Event) {
 			r.refused()
 			return
 		}
+		if r.fin && !ev.Local && ev.Code == http2.ErrCodeNo {
+			r.stop()
+			return
+		}
 		// What came before the reset was sent before it.
 		r.deliver()
 		if ev.Local {
@@ -374,17 +397,18 @@ func (t *Trunk) Flush() {
 	if t.closed || !t.write() {
 		return
 	}
-	t.fill()
-	if !t.write() {
+	if !t.fill() || !t.write() {
 		return
 	}
+	t.maybeDrained()
 	if !t.closed && (t.small.len() > 0 || t.bulk.len() > 0 || len(t.s.H2.Control()) > 0) {
 		t.wantFlush()
 	}
 }
 
-// fill seals control frames, then small frames, then a share of bulk.
-func (t *Trunk) fill() {
+// fill seals control frames, then small frames, then a share of bulk. It
+// reports false when the trunk has ended by it.
+func (t *Trunk) fill() bool {
 	t.iov = t.iovs[:0]
 	if t.s.Records.NeedsControl() {
 		t.ctl = t.s.Records.Due(t.ctl[:0])
@@ -399,9 +423,17 @@ func (t *Trunk) fill() {
 	for share > 0 && t.bulk.len() > 0 {
 		share -= max(1, t.pull(t.bulk.pop(), min(share, pullSlots*maxData)))
 	}
+	if t.closed { // by an owner that was told of a relay's end
+		return false
+	}
 	t.fillControl()
-	t.iov, t.sent = t.out.seal(t.s.Records, t.iov, t.sent)
+	var ok bool
+	t.iov, t.sent, ok = t.out.seal(t.s.Records, t.iov, t.sent)
 	t.iovs = t.iov
+	if !ok {
+		t.fail(ErrUnsealed)
+	}
+	return ok
 }
 
 func (t *Trunk) fillControl() {
@@ -418,10 +450,8 @@ func (t *Trunk) pull(r *Relay, limit int) int {
 		return 0
 	}
 	if limit = min(limit, r.st.Sendable()); limit <= 0 {
-		if r.broken { // and nobody may ever drain the other end
-			r.end(EndAppReset, http2.ErrCodeCancel, describe(socketError(r.fd)))
-		}
-		return 0 // EventWritable comes
+		r.wantSend()
+		return 0
 	}
 	iov := t.out.scatter(t.w.iov[:0], limit)
 	n, e := loop.Recv(r.fd, iov)
@@ -462,13 +492,23 @@ func (t *Trunk) write() bool {
 			return false
 		}
 		if e != 0 {
-			t.fail(fmt.Errorf("write tunnel connection: %w", e))
+			t.writeFailed(e)
 			return false
 		}
 		t.iov = loop.Advance(t.iov, n)
 	}
 	t.recycle()
 	return true
+}
+
+// writeFailed ends a trunk whose socket takes nothing more. What the peer said
+// last may be unread: why it refused us, or which streams it did not process.
+func (t *Trunk) writeFailed(e error) {
+	t.sockEnded = true
+	for t.unread = true; t.unread && !t.closed; {
+		t.read()
+	}
+	t.fail(fmt.Errorf("write tunnel connection: %w", e))
 }
 
 func (t *Trunk) recycle() {
@@ -495,7 +535,7 @@ func (t *Trunk) fail(err error) {
 // lastWords seals what is pending and an alert, and tries to send them once.
 func (t *Trunk) lastWords(alert uint8) {
 	t.fillControl()
-	t.iov, t.sent = t.out.seal(t.s.Records, t.iov, t.sent)
+	t.iov, t.sent, _ = t.out.seal(t.s.Records, t.iov, t.sent)
 	b := t.s.Records.AppendAlert(nil, alert)
 	if len(b) > 0 {
 		t.iov = append(t.iov, unix.Iovec{Base: &b[0], Len: uint64(len(b))})
@@ -528,15 +568,14 @@ func (t *Trunk) close(err error) {
 
 // schedule looks at the time limits now and then.
 func (t *Trunk) schedule() {
-	d := t.cfg.PingAfter
-	if d == 0 {
-		d = t.cfg.IdleAfter
+	var d time.Duration
+	for _, limit := range [...]time.Duration{t.cfg.PingAfter, t.cfg.DeadAfter, t.cfg.IdleAfter} {
+		if limit > 0 && (d == 0 || limit < d) {
+			d = limit
+		}
 	}
 	if d == 0 {
 		return
-	}
-	if t.cfg.IdleAfter > 0 {
-		d = min(d, t.cfg.IdleAfter)
 	}
 	t.tick = t.w.Loop.After(max(d/2, time.Millisecond), func() {
 		t.check(t.w.Loop.Now())
@@ -551,7 +590,7 @@ func (t *Trunk) check(now time.Time) {
 	switch {
 	case t.cfg.DeadAfter > 0 && silent >= t.cfg.DeadAfter:
 		t.close(ErrDead)
-	case t.cfg.IdleAfter > 0 && t.count == 0 && now.Sub(t.idleSince) >= t.cfg.IdleAfter:
+	case t.cfg.IdleAfter > 0 && t.empty() && now.Sub(t.idleSince) >= t.cfg.IdleAfter:
 		t.s.H2.GoAway(http2.ErrCodeNo, "idle")
 		t.close(ErrIdle)
 	case t.cfg.PingAfter > 0 && silent >= t.cfg.PingAfter:

@@ -20,6 +20,7 @@ package relay
 import (
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/tunnel/h2"
 	"github.com/culvert-mesh/culvert/tunnel/loop"
 	"github.com/culvert-mesh/culvert/tunnel/record"
 )
@@ -36,6 +37,7 @@ type Worker struct {
 
 	in      []byte
 	stock   batches
+	scratch h2.Scratch
 	iov     []unix.Iovec
 	pieces  [][]unix.Iovec // unused lists of pieces
 	touched []*Relay       // relays that have pieces to be delivered
