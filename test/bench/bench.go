@@ -79,7 +79,6 @@ func (b *bench) close() {
 	for _, c := range b.stdins {
 		c.Close()
 	}
-	if os.Getenv("DBG")!="" { for _, n := range b.lab.Nodes { exec.Command("cp","-r",n.Dir,"/tmp/dbg-"+n.Name).Run() } }
 	if err := b.lab.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: clean up:", err)
 	}

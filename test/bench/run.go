@@ -55,7 +55,7 @@ func summary(s []sample) row {
 func (b *bench) run(ctx context.Context, rounds, idle int, only string) error {
 	list := works(b.each)
 	direct, culvert := make([][]sample, len(list)), make([][]sample, len(list))
-	var beside []besides
+	var beside, besideDirect []besides
 	for round := range rounds {
 		for i, w := range list {
 			if !strings.Contains(w.name, only) {
@@ -77,11 +77,16 @@ func (b *bench) run(ctx context.Context, rounds, idle int, only string) error {
 			}
 		}
 		if only == "" || strings.Contains("beside", only) {
-			s, err := b.beside()
-			if err != nil {
-				return fmt.Errorf("small beside bulk: %w", err)
+			for _, p := range []struct {
+				path path
+				to   *[]besides
+			}{{b.direct, &besideDirect}, {b.culvert, &beside}} {
+				s, err := b.beside(p.path)
+				if err != nil {
+					return fmt.Errorf("small beside bulk, %s: %w", p.path.name, err)
+				}
+				*p.to = append(*p.to, s)
 			}
-			beside = append(beside, s)
 		}
 	}
 	b.progress("")
@@ -101,6 +106,9 @@ func (b *bench) run(ctx context.Context, rounds, idle int, only string) error {
 		fmt.Fprintf(out, "%s\t%.1f k/s\t%.1f k/s\t%.2f\t%d\t%.1f\t%d\t%.1f\t%d us\t\n", w.name, d.perSec/1e3, c.perSec/1e3, c.perSec/d.perSec,
 			c.p50.Microseconds(), float64(c.p50)/float64(d.p50), c.p99.Microseconds(), float64(c.p99)/float64(d.p99), c.cpuPerOp.Microseconds())
 	}
+	if d, c := besideSummary(besideDirect), besideSummary(beside); len(beside) > 0 {
+		fmt.Fprintf(out, "64 B beside 1 bulk stream\t\t\t\t%d\t%.1f\t%d\t%.1f\t\t\n", c.p50.Microseconds(), float64(c.p50)/float64(d.p50), c.p99.Microseconds(), float64(c.p99)/float64(d.p99))
+	}
 	out.Flush()
 	if only != "" && len(beside) == 0 {
 		return nil
@@ -114,20 +122,29 @@ type besides struct {
 	alone, with float64 // bulk's Gbit/s
 }
 
-func (b *bench) beside() (besides, error) {
+func besideSummary(all []besides) besides {
+	var p50, p99 []time.Duration
+	var kept []float64
+	for _, s := range all {
+		p50, p99, kept = append(p50, s.p50), append(p99, s.p99), append(kept, s.with/s.alone)
+	}
+	return besides{median(p50), median(p99), 1, median(kept)}
+}
+
+func (b *bench) beside(p path) (besides, error) {
 	b.progress("small beside bulk")
 	bulk := load{Mode: modeSink, Conns: 1, For: b.each}
-	alone, err := b.measure(b.culvert, bulk)
+	alone, err := b.measure(p, bulk)
 	if err != nil {
 		return besides{}, err
 	}
 	small := load{Mode: modeEcho, Conns: 1, Size: 64, For: b.each * 3 / 4}
-	wait, in, _, err := b.begin(b.culvert, bulk)
+	wait, in, _, err := b.begin(p, bulk)
 	if err != nil {
 		return besides{}, err
 	}
 	defer in.Close()
-	s, err := b.measure(b.culvert, small)
+	s, err := b.measure(p, small)
 	if err != nil {
 		return besides{}, err
 	}

@@ -42,13 +42,9 @@ func (b *bench) shapes(rows map[string]row, beside []besides, idle int, only str
 	if one, many := rows["64 B, 1 connection"].cpuPerOp, rows["64 B, 32 connections"].cpuPerOp; one > 0 {
 		check(many < one, "64 B messages: %d us of CPU each on 32 connections, %d us on one (fewer)", many.Microseconds(), one.Microseconds())
 	}
-	var p50, p99 []time.Duration
-	var kept []float64
-	for _, s := range beside {
-		p50, p99, kept = append(p50, s.p50), append(p99, s.p99), append(kept, s.with/s.alone)
-	}
-	check(median(p99) < maxBesideP99, "small request beside a bulk stream of the same pods: p50 %d us, p99 %d us (under %v)", median(p50).Microseconds(), median(p99).Microseconds(), maxBesideP99)
-	check(median(kept) >= minBulkKept, "the bulk stream beside it keeps %.0f %% of its rate (at least %.0f %%)", 100*median(kept), 100*minBulkKept)
+	small := besideSummary(beside)
+	check(small.p99 < maxBesideP99, "small request beside a bulk stream of the same pods: p50 %d us, p99 %d us (under %v)", small.p50.Microseconds(), small.p99.Microseconds(), maxBesideP99)
+	check(small.with >= minBulkKept, "the bulk stream beside it keeps %.0f %% of its rate (at least %.0f %%)", 100*small.with, 100*minBulkKept)
 	if only == "" {
 		per, err := b.idleMemory(idle)
 		if err != nil {

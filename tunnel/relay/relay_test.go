@@ -86,7 +86,9 @@ func (r *rig) newTrunk(w *relay.Worker, fd int, keys record.Secrets, cfg h2.Conf
 		r.t.Fatal(err)
 	}
 	var t *relay.Trunk
-	on(w, func() { t, err = w.NewTrunk(fd, session.New(layer, h2.New(cfg), nil), &owner{r: r, w: w}, relay.TrunkConfig{}) })
+	on(w, func() {
+		t, err = w.NewTrunk(fd, session.New(layer, h2.New(cfg), nil), &owner{r: r, w: w}, relay.TrunkConfig{})
+	})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -151,7 +153,7 @@ type owner struct {
 	w *relay.Worker
 }
 
-func (o *owner) Established(*relay.Trunk)        {}
+func (o *owner) Established(*relay.Trunk)         {}
 func (o *owner) Closed(_ *relay.Trunk, err error) { o.r.closed <- err }
 func (o *owner) Request(t *relay.Trunk, st *h2.Stream, _ []hpack.HeaderField) {
 	a, b := pair(o.r.t)
