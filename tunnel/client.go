@@ -55,6 +55,10 @@ func (p *Pod) capture(fd int) {
 	home := t.home(key)
 	o.home = home
 	take := func() {
+		if p.gone.Load() { // removed since; an entry made now would outlive it
+			o.refuse(fd, telemetry.ReasonDraining, errPodGone.Error())
+			return
+		}
 		r, err := home.Waiting(fd, o)
 		if err != nil {
 			o.refuse(fd, telemetry.ReasonLimit, err.Error())

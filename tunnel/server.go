@@ -84,7 +84,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 	w := t.workers[int(t.spread.Add(1))%len(t.workers)]
 	in.w = w
 	if !w.Loop.Post(func() {
-		if p.isGone() {
+		if p.gone.Load() {
 			refuse(d.fd)
 			return
 		}

@@ -199,9 +199,9 @@ type Pod struct {
 	PodConfig
 	t    *Tunnel
 	w    *worker // its listeners' loop
-	mu   sync.Mutex
-	gone bool
-	fds  []int // listeners, owned by w's loop
+	gone atomic.Bool
+	mu   sync.Mutex // guards fds
+	fds  []int      // listeners, owned by w's loop
 }
 
 // AddPod makes a pod known. Remove takes it away.
@@ -235,8 +235,8 @@ func (p *Pod) serve(fd int, accepted func(fd int)) error {
 // Remove closes the pod's listeners and resets its connections, and waits
 // until none is left.
 func (p *Pod) Remove() {
+	p.gone.Store(true)
 	p.mu.Lock()
-	p.gone = true
 	fds := p.fds
 	p.fds = nil
 	p.mu.Unlock()
@@ -256,12 +256,6 @@ func (p *Pod) Remove() {
 		}
 	}
 	wait.Wait()
-}
-
-func (p *Pod) isGone() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.gone
 }
 
 func (w *worker) removePod(p *Pod) {
