@@ -89,7 +89,9 @@ func peerTLS(svid *identity.SVID, change ...func(*tls.Config)) *tls.Config {
 type peerSession struct {
 	*tls.Conn
 	*http2.Framer
-	next uint32
+	enc   *hpack.Encoder
+	block bytes.Buffer // that it writes to
+	next  uint32
 }
 
 // answer is what the daemon says to a request.
@@ -115,6 +117,7 @@ func (e *env) session(from *lab.Pod, to netip.Addr, cfg *tls.Config) (*peerSessi
 	}
 	s.Framer = http2.NewFramer(s.Conn, s.Conn)
 	s.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	s.enc = hpack.NewEncoder(&s.block)
 	// A refusal may come at any time from here: whoever reads is told.
 	_, _ = io.WriteString(s.Conn, http2.ClientPreface)
 	_ = s.WriteSettings()
@@ -124,10 +127,9 @@ func (e *env) session(from *lab.Pod, to netip.Addr, cfg *tls.Config) (*peerSessi
 // request sends a header list (name, value, name, value…) and text, and waits for
 // the answer.
 func (s *peerSession) request(text string, fields ...string) (answer, error) {
-	var block bytes.Buffer
-	enc := hpack.NewEncoder(&block)
+	s.block.Reset()
 	for i := 0; i+1 < len(fields); i += 2 {
-		if err := enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
+		if err := s.enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
 			return answer{}, err
 		}
 	}
@@ -135,7 +137,7 @@ func (s *peerSession) request(text string, fields ...string) (answer, error) {
 	s.next += 2
 	// An error of a write is one of a later read too, and that one may bring an
 	// alert.
-	_ = s.WriteHeaders(http2.HeadersFrameParam{StreamID: a.stream, BlockFragment: block.Bytes(), EndHeaders: true})
+	_ = s.WriteHeaders(http2.HeadersFrameParam{StreamID: a.stream, BlockFragment: s.block.Bytes(), EndHeaders: true})
 	if text != "" {
 		_ = s.WriteData(a.stream, false, []byte(text))
 	}
@@ -172,9 +174,13 @@ func (s *peerSession) frame(stream uint32) (http2.Frame, error) {
 		}
 		switch f := f.(type) {
 		case *http2.SettingsFrame:
-			if !f.IsAck() {
-				_ = s.WriteSettingsAck()
+			if f.IsAck() {
+				continue
 			}
+			if n, ok := f.Value(http2.SettingHeaderTableSize); ok {
+				s.enc.SetMaxDynamicTableSize(n)
+			}
+			_ = s.WriteSettingsAck()
 		case *http2.PingFrame:
 			if !f.IsAck() {
 				_ = s.WritePing(true, f.Data)

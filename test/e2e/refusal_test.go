@@ -109,7 +109,7 @@ func (w *watch) failed(reporter string, reason identity.Reason, detail string) {
 			return err
 		}
 		for l := range strings.Lines(string(all[w.log:])) {
-			if strings.Contains(l, `msg="handshake failed"`) {
+			if strings.Contains(l, `msg="handshake failed"`) && strings.HasSuffix(l, "\n") { // else it is being written
 				line = l
 				return nil
 			}
