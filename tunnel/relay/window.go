@@ -13,9 +13,10 @@ const (
 	sharedWindow = 256 << 10 // bytes
 	aloneWindow  = 4 << 20   // bytes
 
-	// A stream that moves this many bytes within a second is an elephant:
-	// new streams avoid its session for elephantMemory.
-	elephantBytes  = 4 << 20
+	// A stream that moves this many bytes within elephantTime is an
+	// elephant: new streams avoid its session for elephantMemory.
+	elephantBytes  = 1 << 20
+	elephantTime   = 100 * time.Millisecond
 	elephantMemory = 2 * time.Second
 )
 
@@ -55,24 +56,15 @@ func (f *flow) count(t *Trunk, n int) {
 		return
 	}
 	now := t.w.Loop.Now()
-	if now.Sub(f.since) <= time.Second {
+	if d := now.Sub(f.since); d <= elephantTime {
 		t.elephant.Store(now.Add(elephantMemory).UnixNano())
 		t.measure(now)
-		f.rateNote(t, now)
-	} else {
-		f.since = now
-		f.moved = 0
+		if d > 0 {
+			t.rate = float64(f.moved) / d.Seconds()
+		}
 	}
-}
-
-// rateNote remembers the trunk's highest drain rate for the bandwidth-delay
-// product.
-func (f *flow) rateNote(t *Trunk, now time.Time) {
-	if d := now.Sub(f.since); d > 10*time.Millisecond {
-		t.rate = float64(f.moved) / d.Seconds()
-		f.since = now
-		f.moved = 0
-	}
+	f.since = now
+	f.moved = 0
 }
 
 // windowLimit is how far a stream's window may grow now.
