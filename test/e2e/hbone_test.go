@@ -126,11 +126,7 @@ func TestStatus(t *testing.T) {
 		if as == denied.Identity() {
 			return l
 		}
-		if a, err := s.connect(marker, app.Addr(family)); err != nil || a.status != 200 {
-			e.t.Errorf("control: a good request on the same session: status %d (%s), %v", a.status, a.reason, err)
-		} else if err := s.expect(a.stream, marker); err != nil {
-			e.t.Errorf("control: a good request on the same session: %v", err)
-		}
+		e.carries(s, app.Addr(family))
 		return l
 	}
 	local := func(family int) netip.AddrPort { return netip.AddrPortFrom(server.Addr(family), hbonePort) }
@@ -158,9 +154,7 @@ func TestStatus(t *testing.T) {
 			if n := len(app.Peers()) - reached; n != 0 {
 				t.Errorf("%d connections to the application", n)
 			}
-			if a, err := s.connect(marker, to); err != nil || a.status != 200 {
-				t.Errorf("control: a good request on the same session: status %d (%s), %v", a.status, a.reason, err)
-			}
+			e.carries(s, to)
 		})
 	})
 	t.Run("bad_authority", func(t *testing.T) {
@@ -228,6 +222,21 @@ func TestStatus(t *testing.T) {
 			e.must(e.try(denied, sameNode(e, family)))
 		})
 	})
+}
+
+// carries is the control of a refusal: a good request on the same session.
+func (e *env) carries(s *peerSession, to netip.AddrPort) {
+	e.t.Helper()
+	a, err := s.connect(marker, to)
+	if err == nil && a.status != 200 {
+		err = fmt.Errorf("status %d (%s)", a.status, a.reason)
+	}
+	if err == nil {
+		err = s.expect(a.stream, marker)
+	}
+	if err != nil {
+		e.t.Errorf("control: a good request on the same session: %v", err)
+	}
 }
 
 // sameNode is an echo server on the first node, which has no rule.
