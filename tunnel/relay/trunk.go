@@ -429,14 +429,11 @@ func (t *Trunk) fill() bool {
 	for share > 0 && t.bulk.len() > 0 {
 		share -= max(1, t.pull(t.bulk.pop(), min(share, pullSlots*maxData)))
 	}
-	if t.closed { // by an owner that was told of a relay's end
-		return false
-	}
 	t.fillControl()
 	var ok bool
 	t.iov, t.sent, ok = t.out.seal(t.s.Records, t.iov, t.sent)
 	t.iovs = t.iov
-	if !ok {
+	if !ok { // or an owner has closed the trunk when it was told of a relay's end
 		t.fail(ErrUnsealed)
 	}
 	return ok

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package relay
+
+import "time"
+
+// FD is the relay's descriptor. Call it, and what follows, on the loop's thread.
+func (r *Relay) FD() int { return r.fd }
+
+// Age makes the trunk's last refill of the peer's budget d older.
+func (t *Trunk) Age(d time.Duration) { t.refilled = t.refilled.Add(-d) }
+
+// Ping asks the peer for an answer.
+func (t *Trunk) Ping() { t.ping(t.w.Loop.Now()) }
+
+// Pinging reports whether an answer has not come.
+func (t *Trunk) Pinging() bool { return !t.pingAt.IsZero() }
