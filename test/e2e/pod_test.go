@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/internal/capture"
+	"github.com/culvert-mesh/culvert/internal/lab"
+)
+
+// TestBypass: addresses that are to be left alone are.
+func TestBypass(t *testing.T) {
+	e := setup(t)
+	listed, other := e.Pod(2, 3), e.Pod(1, 3) // nobody's workloads, inside the mesh
+	d := e.start(lab.DaemonConfig{Settings: map[string]any{
+		"bypass": map[string]any{"cidrs": []string{listed.V4.String() + "/32", listed.V6.String() + "/128"}},
+	}})
+	app, err := listed.Echo(8080)
+	e.must(err)
+	beside, err := other.Echo(8080)
+	e.must(err)
+	families(t, func(t *testing.T, family int) {
+		e := e.in(t)
+		const decisions = "culvert_redirect_decisions_total"
+		before := e.sum(d[0], decisions, "decision", "connect_bypass")
+		wire := e.wire(marker)
+		e.must(exchange(e.connect(e.Pod(1, 1), app.Addr(family)), marker))
+		if wire.Seen(0) == 0 || inside(wire) != 0 {
+			t.Error("the exchange is not on the wire as it was sent")
+		}
+		if n := e.sum(d[0], decisions, "decision", "connect_bypass") - before; n != 1 {
+			t.Errorf("%v connections were counted, want 1", n)
+		}
+		if err := e.try(e.Pod(1, 1), beside.Addr(family)); !isRefused(err) {
+			t.Errorf("control: an address beside it that is not listed: %v, want it refused", err)
+		}
+	})
+}
+
+// TestMPTCP: a pod has no MPTCP sockets, whose further subflows no hook sees. Who
+// asks for one gets TCP, which is carried.
+func TestMPTCP(t *testing.T) {
+	e, _ := mesh(t)
+	from := e.Pod(1, 1)
+	app, err := e.Pod(2, 1).Echo(8080) // by a listener that asks for MPTCP, as Go's do
+	e.must(err)
+	families(t, func(t *testing.T, family int) {
+		e := e.in(t)
+		var dialer net.Dialer
+		dialer.SetMultipathTCP(true)
+		ctx, cancel := context.WithTimeout(e.ctx, patience)
+		defer cancel()
+		wire := e.wire(marker)
+		c, err := from.DialWith(ctx, &dialer, app.Addr(family))
+		e.must(err)
+		defer c.Close()
+		e.must(exchange(c, marker))
+		if wire.Seen(0) != 0 || outside(wire) != 0 || inside(wire) == 0 {
+			t.Error("a client that asks for MPTCP was not carried")
+		}
+		insist := func() error {
+			return from.Do(func() error {
+				fd, err := unix.Socket(map[int]int{4: unix.AF_INET, 6: unix.AF_INET6}[family], unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+				if err == nil {
+					unix.Close(fd)
+				}
+				return err
+			})
+		}
+		if err := insist(); !errors.Is(err, unix.ENOPROTOOPT) {
+			t.Errorf("an MPTCP socket: %v, want %v", err, unix.ENOPROTOOPT)
+		}
+		set := func(v string) {
+			e.must(from.Do(func() error { return os.WriteFile("/proc/sys/net/mptcp/enabled", []byte(v), 0) }))
+		}
+		set("1")
+		if err := insist(); err != nil {
+			t.Errorf("control: an MPTCP socket with the switch set back by hand: %v", err)
+		}
+		set("0")
+	})
+}
+
+// TestConnectThen200: a 200 says that the application has the connection.
+func TestConnectThen200(t *testing.T) {
+	c := newPeerCheck(t)
+	c.run("")
+	families(t, func(t *testing.T, family int) {
+		c := c.in(t)
+		// A listener that nobody accepts from, and whose queue of one is full.
+		l, accept := c.fullListener(c.server, family)
+		s, err := c.session(c.stranger, c.server.Addr(family), peerTLS(c.goodClient))
+		c.must(err)
+		type result struct {
+			answer
+			error
+		}
+		answers := make(chan result, 1)
+		start := time.Now()
+		go func() {
+			a, err := s.connect("", l)
+			answers <- result{a, err}
+		}()
+		select {
+		case a := <-answers:
+			t.Errorf("answered with %d, %v before the application had the connection", a.status, a.error)
+			return
+		case <-time.After(quiet):
+		}
+		accept() // the control: then there is room, for the next SYN
+		a := <-answers
+		if a.error != nil || a.status != 200 {
+			t.Errorf("control: status %d (%s), %v after %v", a.status, a.reason, a.error, time.Since(start))
+		}
+	})
+}
+
+// fullListener listens in a pod with a queue that is full. accept empties it.
+func (e *env) fullListener(p *lab.Pod, family int) (at netip.AddrPort, accept func()) {
+	e.t.Helper()
+	fd := -1
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(raw uintptr) { fd = int(raw) })
+	}}
+	lc.SetMultipathTCP(false)
+	var l net.Listener
+	e.must(p.Do(func() (err error) {
+		l, err = lc.Listen(e.ctx, "tcp", netip.AddrPortFrom(p.Addr(family), 0).String())
+		return err
+	}))
+	e.t.Cleanup(func() { l.Close() })
+	e.must(unix.Listen(fd, 0)) // changes the length of the queue
+	at = l.Addr().(*net.TCPAddr).AddrPort()
+	e.connect(p, at) // takes the one place
+	return at, func() {
+		for range 2 { // the one that waited, and the one that comes
+			go func() {
+				if c, err := l.Accept(); err == nil {
+					e.t.Cleanup(func() { c.Close() })
+				}
+			}()
+		}
+	}
+}
+
+// TestListenerWithMark: a known limit. What an application's listener accepts has
+// that listener's mark, and its answers do not find back to lo.
+func TestListenerWithMark(t *testing.T) {
+	e := setup(t)
+	d := e.start(tunnelSettings(map[string]any{"connectTimeout": "500ms"}))
+	server := e.Pod(2, 1)
+	listen := func(mark int) netip.AddrPort {
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark) })
+			return errors.Join(err, cerr)
+		}}
+		lc.SetMultipathTCP(false)
+		var l net.Listener
+		e.must(server.Do(func() (err error) { l, err = lc.Listen(e.ctx, "tcp", ":0"); return err }))
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() { _, _ = io.Copy(c, c); c.Close() }()
+			}
+		}()
+		return l.Addr().(*net.TCPAddr).AddrPort()
+	}
+	marked, unmarked := listen(7), listen(0)
+	families(t, func(t *testing.T, family int) {
+		e := e.in(t)
+		dst := netip.AddrPortFrom(server.Addr(family), marked.Port())
+		watch1, watch2 := e.watch(d[0]), e.watch(d[1])
+		out := e.capture(capture.Config{NS: server.Node.NS, Interface: server.HostEnd()})
+		if err := e.try(e.Pod(1, 1), dst); !isReset(err) {
+			t.Errorf("the client saw %v, want a reset", err)
+		}
+		for direction, watch := range map[string]*watch{"outbound": watch1, "inbound": watch2} {
+			if r := watch.closed(direction, dst).String("reason"); r != "timeout" {
+				t.Errorf("%s: reason %q, want timeout", direction, r)
+			}
+		}
+		if n := outside(out); n != 0 {
+			t.Errorf("%d segments with payload outside the tunnel", n)
+		}
+		e.must(e.try(e.Pod(1, 1), netip.AddrPortFrom(server.Addr(family), unmarked.Port()))) // the control
+	})
+}
+
+// TestNothingLeaks: after many connections the daemons hold what they held.
+func TestNothingLeaks(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	const n = 1000
+	round := func(family, n int, hold bool) (held []*net.TCPConn) {
+		var all sync.WaitGroup
+		var mu sync.Mutex
+		work := make(chan struct{}, n)
+		for range n {
+			work <- struct{}{}
+		}
+		close(work)
+		for range 20 {
+			all.Go(func() {
+				for range work {
+					c, err := e.dial(e.Pod(1, 1), app.Addr(family))
+					if err == nil {
+						err = exchange(c, marker)
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if hold {
+						mu.Lock()
+						held = append(held, c)
+						mu.Unlock()
+					} else {
+						c.Close()
+					}
+				}
+			})
+		}
+		all.Wait()
+		return held
+	}
+	fds := func(d *lab.Daemon) float64 { return e.sum(d, "process_open_fds") }
+	goroutines := func(d *lab.Daemon) float64 { return e.sum(d, "go_goroutines") }
+	round(4, 50, false) // the session, and a stock of sockets
+	round(6, 50, false)
+	before := map[*lab.Daemon][2]float64{}
+	for _, d := range d {
+		before[d] = [2]float64{fds(d), goroutines(d)}
+	}
+	held := round(4, 100, true) // the control
+	for _, d := range d {
+		if got := fds(d); got < before[d][0]+100 {
+			t.Errorf("control: %s has %v descriptors with 100 connections, %v before", d.Node.Name, got, before[d][0])
+		}
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	round(4, n/2, false)
+	round(6, n/2, false)
+	const slack = 64 // what a stock keeps
+	for _, d := range d {
+		end := time.Now().Add(2 * patience)
+		err := lab.Until(e.ctx, "descriptors and goroutines are given back", func() error {
+			if f, g := fds(d), goroutines(d); f > before[d][0]+slack || g > before[d][1]+8 {
+				return fmt.Errorf("%s has %v descriptors and %v goroutines, it had %v and %v", d.Node.Name, f, g, before[d][0], before[d][1])
+			}
+			return nil
+		}, func() error {
+			if time.Now().After(end) {
+				return errors.New("out of patience")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRenewal: certificates are renewed, new sessions have the new ones, and live
+// ones go on.
+func TestRenewal(t *testing.T) {
+	m := newPeerMesh(t, lab.DaemonConfig{})
+	for i, n := range m.Nodes { // again, with short lives
+		m.must(m.daemons[i].Stop(m.ctx))
+		d, err := n.StartDaemon(m.ctx, lab.DaemonConfig{
+			Binary: ztunnel, Pods: n.Pods[:2], Workloads: append(m.enrolled(), m.impostor.Workload()),
+			Settings: map[string]any{"identity": map[string]any{"ca": map[string]any{"dir": n.Dir + "/ca", "leafTTL": "2s"}}},
+		})
+		m.must(err)
+		m.daemons[i] = d
+	}
+	first := m.connect(m.client, m.app(4))
+	s1 := m.session()
+	s1.respond(s1.request(), "200", false)
+	m.must(s1.exchange(first, marker))
+	leaf := func(s *framed) string { return s.conn.ConnectionState().PeerCertificates[0].SerialNumber.Text(16) }
+	old := leaf(s1)
+	// New sessions, each to be ended, until one has another certificate.
+	end := time.Now().Add(2 * patience)
+	err := lab.Until(m.ctx, "a new session has a new certificate", func() error {
+		c := m.connect(m.client, m.app(6))
+		s := m.session()
+		stream := s.request()
+		s.respond(stream, "200", false)
+		m.must(s.exchange(c, marker))
+		serial := leaf(s)
+		s.do(func() error { return s.fr.WriteGoAway(stream, http2.ErrCodeNo, nil) })
+		s.do(func() error { return s.fr.WriteData(stream, true, nil) })
+		m.must(c.CloseWrite())
+		if !s.ended(patience) {
+			return errors.New("the session does not end")
+		}
+		if serial == old {
+			return errors.New("it is the old one still")
+		}
+		return nil
+	}, func() error {
+		if time.Now().After(end) {
+			return errors.New("out of patience")
+		}
+		return nil
+	})
+	m.must(err)
+	m.must(s1.exchange(first, marker)) // the live one goes on
+	if !strings.EqualFold(old, leaf(s1)) {
+		t.Error("control: the first session has another certificate")
+	}
+}
