@@ -140,7 +140,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		undo.add(release)
 	}
 	// Pods that an earlier process enrolled and that are not listed any more.
-	released, err := node.ReleaseOthers()
+	released, err := node.ReleaseOthers(nil)
 	for _, what := range released {
 		log.Info("released a pod that is not listed any more", "what", what)
 	}

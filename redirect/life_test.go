@@ -213,7 +213,7 @@ func TestReleaseOthers(t *testing.T) {
 	if _, err := w.connect(w.outside, at(pod4, 8080), nil); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("connect: %v", err)
 	}
-	report, err := w.node.ReleaseOthers()
+	report, err := w.node.ReleaseOthers(nil)
 	if err != nil || len(report) == 0 {
 		t.Errorf("release: %q, %v", report, err)
 	}
@@ -397,4 +397,50 @@ func sleeper(t *testing.T, ns *netns.NS) (pid int) {
 		_ = cmd.Wait()
 	})
 	return cmd.Process.Pid
+}
+
+// A pod that is left and comes back under another name, in the same namespace, is
+// refused in between and never in plaintext.
+func TestLeaveAndReturnUnderAnotherName(t *testing.T) {
+	w := newWorld(t)
+	before := w.traces()
+	w.start()
+	for slot, fd := range w.listeners {
+		unix.Close(fd)
+		delete(w.listeners, slot)
+	}
+	w.must(w.redirected.Leave())
+	refused := func() {
+		t.Helper()
+		if _, err := w.connect(w.pod, at(remote4, 8080), nil); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("connect from the pod: %v, want it refused", err)
+		}
+		if _, err := w.connect(w.outside, at(pod4, 8080), nil); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("connect to the pod: %v, want it refused", err)
+		}
+	}
+	refused()
+	cfg := w.podConfig()
+	cfg.Name += "-again"
+	p, err := w.node.AddPod(t.Context(), cfg)
+	w.must(err)
+	refused()
+	w.must(p.Abandon()) // was taken over: stays refused
+	refused()
+	if report, err := w.node.ReleaseOthers(func(_, path string) bool { return path == cfg.NetnsPath }); err != nil || len(report) > 0 {
+		t.Errorf("a pod that is to be kept was released: %q, %v", report, err)
+	}
+	refused()
+	p, err = w.node.AddPod(t.Context(), cfg)
+	w.must(err)
+	w.must(p.Enrol())
+	w.must(p.Release())
+	if after := w.traces(); !slices.Equal(after, before) {
+		t.Errorf("left behind:\n%s", strings.Join(after, "\n"))
+	}
+	for _, pin := range w.pinned() {
+		if strings.Contains(pin, "/pods/") {
+			t.Errorf("pin left: %s", pin)
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -56,6 +57,9 @@ type Pod struct {
 	dir    string // pins
 	state  podState
 	link   link.Link
+
+	adopted bool       // an earlier process, or pod, has set it up
+	before  []podState // what it was known as then, where that was another name
 }
 
 // AddPod sets the namespace up and attaches its steering: from then on nothing
@@ -90,18 +94,12 @@ func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
 	if err := n.claim(p); err != nil {
 		return nil, err
 	}
-	adopted, err := p.adopt()
 	defer func() {
-		switch {
-		case err == nil:
-		case adopted:
-			err = errors.Join(err, p.close())
-			n.disown(p)
-		default:
-			err = errors.Join(err, p.Release())
+		if err != nil {
+			err = errors.Join(err, p.Abandon())
 		}
 	}()
-	if err != nil {
+	if err := p.adopt(); err != nil {
 		return nil, err
 	}
 	if err := p.await(ctx); err != nil {
@@ -149,31 +147,60 @@ func (n *Node) disown(p *Pod) {
 }
 
 // adopt reads what an earlier process has noted of the pod, so that its sysctls
-// are restored to what they were before either. A predecessor under the same
-// name, or in the same namespace, is released.
-func (p *Pod) adopt() (adopted bool, err error) {
+// are restored to what they were before either. A predecessor in the same
+// namespace under another name is taken over too: released first, the namespace
+// would be in plaintext for a moment. One under the same name elsewhere is
+// released.
+func (p *Pod) adopt() error {
 	all, err := readStates(p.n.cfg.RunDir)
 	if err != nil {
-		return false, err
+		return err
 	}
 	ino, err := inode(p.cfg.NS)
 	if err != nil {
-		return false, err
+		return err
 	}
 	p.state = podState{Name: p.cfg.Name, NetnsPath: p.cfg.NetnsPath, Cookie: p.cfg.NS.Cookie(), Inode: ino}
 	for _, old := range all {
 		switch {
-		case old.Name == p.state.Name && old.Cookie == p.state.Cookie:
+		case old.Cookie == p.state.Cookie:
 			p.state.Sysctls, p.state.V4, p.state.V6 = old.Sysctls, old.V4, old.V6
-			adopted = true
-		case old.Name == p.state.Name || old.Cookie == p.state.Cookie:
+			p.adopted = true
+			if old.Name != p.state.Name {
+				p.before = append(p.before, old)
+			}
+		case old.Name == p.state.Name:
 			p.n.cfg.Logger.Info("release a pod's predecessor", "pod", p.cfg.Name, "predecessor", old.Name, "netns", old.NetnsPath)
 			if _, err := p.n.release(old, nil); err != nil {
-				return adopted, fmt.Errorf("release predecessor %s: %w", old.Name, err)
+				return fmt.Errorf("release predecessor %s: %w", old.Name, err)
 			}
 		}
 	}
-	return adopted, nil
+	return nil
+}
+
+// rename makes the pins of predecessors in the same namespace the pod's own, and
+// forgets their names. The pod's own state is written by then.
+func (p *Pod) rename() error {
+	for _, old := range p.before {
+		from := p.n.podPins(old.Name)
+		err := os.Rename(from, p.dir)
+		if errors.Is(err, fs.ErrExist) { // it has pins of its own already
+			err = detach(filepath.Join(from, steerPin))
+			if errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+			err = errors.Join(err, os.RemoveAll(from))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("take over the pins of pod %s: %w", old.Name, err)
+		}
+		if err := old.remove(p.n.cfg.RunDir); err != nil {
+			return err
+		}
+	}
+	p.before = nil
+	return nil
 }
 
 const (
@@ -275,6 +302,9 @@ func (p *Pod) setUp() error {
 	p.state.V4, p.state.V6 = p.v4, p.v6
 	// Written down before anything is changed: a release finds it.
 	if err := p.state.write(p.n.cfg.RunDir); err != nil {
+		return err
+	}
+	if err := p.rename(); err != nil {
 		return err
 	}
 	if err := setSysctls(p.v6.IsValid()); err != nil {

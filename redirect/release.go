@@ -26,16 +26,35 @@ func (p *Pod) Release() error {
 	return nil
 }
 
+// Leave closes the process's handles of the pod. What is pinned stays: the pod is
+// refused until it is added again, here or by a later process.
+func (p *Pod) Leave() error {
+	err := p.close()
+	p.n.disown(p)
+	return err
+}
+
+// Abandon takes back an AddPod after which the pod could not be served: a pod
+// that was taken over stays refused, as it was found; another is released.
+func (p *Pod) Abandon() error {
+	if p.adopted {
+		return p.Leave()
+	}
+	return p.Release()
+}
+
 // ReleaseOthers releases the pods that an earlier process has left and that
-// have not been added since. Until then they are refused.
-func (n *Node) ReleaseOthers() (report []string, err error) {
+// have not been added since, but for those that keep names (nil: none); pods
+// are known by name and by the path of their namespace. Until then they are
+// refused.
+func (n *Node) ReleaseOthers(keep func(name, netnsPath string) bool) (report []string, err error) {
 	all, err := readStates(n.cfg.RunDir)
 	errs := []error{err}
 	for _, s := range all {
 		n.mu.Lock()
 		_, added := n.pods[s.Name]
 		n.mu.Unlock()
-		if added {
+		if added || (keep != nil && keep(s.Name, s.NetnsPath)) {
 			continue
 		}
 		done, err := n.release(s, nil)

@@ -42,6 +42,9 @@ func readStates(runDir string) ([]podState, error) {
 	var out []podState
 	for _, path := range paths {
 		s, err := readStateFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // released meanwhile
+		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
