@@ -21,9 +21,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/admin"
@@ -31,20 +33,18 @@ import (
 	"github.com/culvert-mesh/culvert/identity/ca"
 	"github.com/culvert-mesh/culvert/pod"
 	"github.com/culvert-mesh/culvert/pod/static"
-	"github.com/culvert-mesh/culvert/policy"
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/socket"
-	"github.com/culvert-mesh/culvert/snapshot"
 	"github.com/culvert-mesh/culvert/telemetry"
 	"github.com/culvert-mesh/culvert/tunnel"
-	"github.com/culvert-mesh/culvert/workload"
 )
 
 // Options is what the command line adds to the configuration.
 type Options struct {
 	Logger    *slog.Logger // required
 	Version   string
-	AccessLog io.Writer // default: standard output
+	AccessLog io.Writer        // default: standard output
+	Reload    <-chan os.Signal // each value has the files read again at once; nil: none
 }
 
 // Run runs the node's data plane until ctx ends. An error means that it could
@@ -54,8 +54,11 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	var undo closers
 	defer func() { err = errors.Join(err, undo.close()) }()
 
-	store := snapshot.NewStore()
-	pods, err := readFiles(ctx, cfg, store)
+	decided, err := readFiles(cfg)
+	if err != nil {
+		return err
+	}
+	source, err := static.Open(cfg.Pods.File, cfg.TrustDomain)
 	if err != nil {
 		return err
 	}
@@ -69,7 +72,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		return err
 	}
 	undo.add(node.Close)
-	if err := steer(node, cfg, store.Load()); err != nil {
+	if err := errors.Join(node.SetMeshCIDRs(cfg.Mesh.CIDRs), node.SetBypass(cfg.Bypass.CIDRs), decided.steer(node)); err != nil {
 		return err
 	}
 
@@ -95,7 +98,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	undo.add(maker.Close)
 
 	tun, err := tunnel.New(tunnel.Config{
-		Snapshots:        store,
+		Snapshots:        decided.store,
 		Identity:         issuer,
 		Denied:           denied,
 		Recorder:         &telemetry.Recorder{Metrics: metrics, Log: access},
@@ -131,25 +134,27 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	go func() { defer close(renewed); issuer.Run(renewing) }()
 	undo.add(func() error { stopRenewing(); <-renewed; return nil })
 
-	e := enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, log: log}
-	for _, p := range pods {
-		release, err := e.enrol(ctx, p)
-		if err != nil {
-			return fmt.Errorf("enrol pod %s: %w", p.Key(), err)
-		}
-		undo.add(release)
+	keeper := pod.NewKeeper(pod.Config{
+		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, log: log},
+		Logger:   log,
+	})
+	undo.add(keeper.Close)
+	metrics.Registry().MustRegister(podStates{keeper})
+	reports := newReports(log, metrics.Registry(), "pods", "workloads", "policy")
+	stopWatching := watchFiles(ctx, decided, source, keeper, reports, opt.Reload)
+	undo.add(stopWatching)
+
+	if err := keeper.Tried(ctx); err != nil {
+		return nil // told to end
 	}
-	// Pods that an earlier process enrolled and that are not listed any more.
-	released, err := node.ReleaseOthers(nil)
-	for _, what := range released {
-		log.Info("released a pod that is not listed any more", "what", what)
-	}
-	if err != nil {
+	// What an earlier process has left of pods that are not listed any more.
+	if err := keeper.Sweep(); err != nil {
 		return err
 	}
 	ready.Store(true)
+	pods := keeper.Status()
 	log.Info("ready", "version", opt.Version, "node", cfg.NodeName, "pods", len(pods),
-		"workloads", store.Load().Workloads.Len(), "metrics", cfg.Metrics.Address.String())
+		"workloads", decided.store.Load().Workloads.Len(), "metrics", cfg.Metrics.Address.String())
 	if len(pods) == 0 {
 		log.Warn("no pod is enrolled: nothing is carried", "hint", "list this node's pods in "+cfg.Pods.File)
 	}
@@ -163,57 +168,72 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	}
 }
 
-// readFiles reads what the data plane decides from, and this node's pods.
-func readFiles(ctx context.Context, cfg *config.Config, store *snapshot.Store) ([]pod.Pod, error) {
-	data, err := os.ReadFile(cfg.Workloads.File)
-	if err != nil {
-		return nil, fmt.Errorf("read workloads: %w", err)
-	}
-	list, err := workload.ParseFile(cfg.Workloads.File, data, cfg.TrustDomain)
-	if err != nil {
-		return nil, err
-	}
-	table, err := workload.NewTable(list)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", cfg.Workloads.File, err)
-	}
-	var rules []policy.Rule
-	if f := cfg.Policy.File; f != "" {
-		data, err := os.ReadFile(f)
+// watchFiles takes changes of the files, and reads all of them again when it is
+// told to, until stop.
+func watchFiles(ctx context.Context, decided *files, source *static.Source, keeper *pod.Keeper, r *reports, reload <-chan os.Signal) (stop func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	changed := source.Changed()
+	set := func() {
+		pods, err := source.Pods(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("read policy: %w", err)
+			r.log.Error("list pods", "err", err)
+			return
 		}
-		if rules, err = policy.ParseFile(f, data); err != nil {
-			return nil, err
+		keeper.Set(pods)
+	}
+	set()
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+				changed = source.Changed()
+				set()
+			}
 		}
+	})
+	wg.Go(func() { source.Watch(ctx, func(err error) { r.say("pods", err) }) })
+	wg.Go(func() { decided.watch(ctx, r) })
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-reload:
+				r.log.Info("told to read the files again")
+				decided.reload(r)
+				r.say("pods", source.Reload())
+			}
+		}
+	})
+	return func() error {
+		cancel()
+		wg.Wait()
+		return nil
 	}
-	store.Publish(table, policy.NewSet(rules))
-	source, err := static.Open(cfg.Pods.File, cfg.TrustDomain)
-	if err != nil {
-		return nil, err
-	}
-	return source.Pods(ctx)
 }
 
-// steer tells the programs which destinations are carried.
-func steer(node *redirect.Node, cfg *config.Config, snap *snapshot.Snapshot) error {
-	dst := make(map[netip.Addr]redirect.Destination)
-	for w := range snap.Workloads.All() {
-		d := redirect.DestinationHBONE
-		if w.Protocol == workload.TCP {
-			d = redirect.DestinationTCP
-		}
-		for _, a := range w.Addresses {
-			dst[a] = d
-		}
+// podStates counts the pods by where they are in their lives, when it is scraped.
+type podStates struct{ keeper *pod.Keeper }
+
+func podStatesDesc() *prometheus.Desc {
+	return prometheus.NewDesc("culvert_pods", "Pods of this node, by where they are in their lives. One that stays enrolling is refused; the log says why.", []string{"state"}, nil)
+}
+
+// Describe is prometheus.Collector's.
+func (p podStates) Describe(ch chan<- *prometheus.Desc) { ch <- podStatesDesc() }
+
+// Collect is prometheus.Collector's.
+func (p podStates) Collect(ch chan<- prometheus.Metric) {
+	count := map[pod.State]float64{}
+	for _, s := range p.keeper.Status() {
+		count[s.State]++
 	}
-	if err := node.SetDestinations(dst); err != nil {
-		return err
+	for _, s := range pod.States()[:pod.Gone] {
+		ch <- prometheus.MustNewConstMetric(podStatesDesc(), prometheus.GaugeValue, count[s], s.String())
 	}
-	if err := node.SetMeshCIDRs(cfg.Mesh.CIDRs); err != nil {
-		return err
-	}
-	return node.SetBypass(cfg.Bypass.CIDRs)
 }
 
 // serveHTTP serves metrics and readiness.

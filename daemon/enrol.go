@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -19,60 +20,145 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel"
 )
 
-// enroller enrols pods: it joins what redirect, socket, identity and tunnel
-// each do for one.
+// enroller is the pod.Enroller of a node: it joins what redirect, socket,
+// identity and tunnel each do for one pod.
 type enroller struct {
 	node     *redirect.Node
 	sockets  *socket.Maker
 	tunnel   *tunnel.Tunnel
 	identity identity.Source
 	log      *slog.Logger
+
+	// What is swept must not be taken over meanwhile: an enrolment reads, a
+	// sweep writes.
+	sweeping sync.RWMutex
 }
 
-// enrol enrols p. The order matters: its certificate and listeners are there
-// before its first connection is captured. release stops serving the pod; what
-// is pinned stays.
-func (e enroller) enrol(ctx context.Context, p pod.Pod) (release func() error, err error) {
-	var undo closers
+// enrolment is an enrolled pod.
+type enrolment struct {
+	e       *enroller
+	pod     pod.Pod
+	ns      *netns.NS
+	stock   *socket.Stock
+	served  *tunnel.Pod
+	steered *redirect.Pod
+}
+
+// Enrol is pod.Enroller's. The order matters: the pod's certificate and
+// listeners are there before its first connection is captured.
+func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err error) {
+	e.sweeping.RLock()
+	defer e.sweeping.RUnlock()
+	out := &enrolment{e: e, pod: p}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, undo.close())
+		if err == nil {
+			return
+		}
+		out.unserve()
+		if out.steered != nil {
+			err = errors.Join(err, out.steered.Abandon())
+		}
+		if out.ns != nil {
+			err = errors.Join(err, out.ns.Close())
 		}
 	}()
-	ns, err := netns.Open(p.NetnsPath)
-	if err != nil {
+	if out.ns, err = netns.Open(p.NetnsPath); err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	undo.add(ns.Close)
 	if _, err := e.identity.SVID(ctx, p.Identity()); err != nil {
 		return nil, fmt.Errorf("get certificate for %s: %w", p.Identity(), err)
 	}
-	steered, err := e.node.AddPod(ctx, redirect.PodConfig{Name: p.Key(), NS: ns, NetnsPath: p.NetnsPath, Addrs: p.Addresses})
-	if err != nil {
+	if out.steered, err = e.node.AddPod(ctx, redirect.PodConfig{Name: p.Key(), NS: out.ns, NetnsPath: p.NetnsPath, Addrs: p.Addresses}); err != nil {
 		return nil, err
 	}
-	stock := e.sockets.Stock(ns)
-	undo.add(stock.Close)
-	served := e.tunnel.AddPod(tunnel.PodConfig{
+	addrs := out.steered.Addrs()
+	out.stock = e.sockets.Stock(out.ns)
+	out.served = e.tunnel.AddPod(tunnel.PodConfig{
 		Key:       p.Key(),
 		Name:      p.Name,
 		Namespace: p.Namespace,
 		Identity:  p.Identity(),
-		Sockets:   podSockets{maker: e.sockets, stock: stock, ns: ns, addrs: steered.Addrs()},
+		Sockets:   podSockets{maker: e.sockets, stock: out.stock, ns: out.ns, addrs: addrs},
 	})
-	undo.add(func() error { served.Remove(); return nil })
-	if err := e.listen(ns, steered, served, steered.Addrs()); err != nil {
+	if err := e.listen(out.ns, out.steered, out.served, addrs); err != nil {
 		return nil, err
 	}
-	if err := steered.Enrol(); err != nil {
+	if err := out.steered.Enrol(); err != nil {
 		return nil, err
 	}
-	e.log.Info("pod enrolled", "pod", p.Key(), "identity", p.Identity().String(), "addresses", steered.Addrs())
-	return undo.close, nil
+	e.log.Info("pod enrolled", "pod", p.Key(), "identity", p.Identity().String(), "addresses", addrs)
+	return out, nil
+}
+
+// Sweep is pod.Enroller's.
+func (e *enroller) Sweep(listed func() []pod.Pod) error {
+	e.sweeping.Lock()
+	defer e.sweeping.Unlock()
+	names, paths := map[string]bool{}, map[string]bool{}
+	for _, p := range listed() {
+		names[p.Key()], paths[p.NetnsPath] = true, true
+	}
+	// One that is listed and could not be enrolled yet stays refused.
+	released, err := e.node.ReleaseOthers(func(name, path string) bool { return names[name] || paths[path] })
+	for _, what := range released {
+		e.log.Info("released a pod that is not listed any more", "what", what)
+	}
+	return err
+}
+
+// unserve ends the pod's listeners, tunnels and connections.
+func (n *enrolment) unserve() {
+	if n.served != nil {
+		n.served.Remove()
+		n.served = nil
+	}
+	if n.stock != nil {
+		if err := n.stock.Close(); err != nil {
+			n.e.log.Error("close a pod's delivery sockets", "pod", n.pod.Key(), "err", err)
+		}
+		n.stock = nil
+	}
+}
+
+// End is pod.Enrolment's. Tunnels go first, while the namespace is refused.
+func (n *enrolment) End(how pod.End) error {
+	n.unserve()
+	if n.ns == nil {
+		return nil
+	}
+	// A namespace that nobody finds by the path any more has no successor in it.
+	if how == pod.Refuse && !n.Moved() {
+		if err := n.steered.Leave(); err != nil {
+			return err
+		}
+	} else {
+		if err := n.steered.Release(); err != nil {
+			return err
+		}
+		n.e.log.Info("pod released: it connects as without Culvert, in plaintext", "pod", n.pod.Key(), "addresses", n.steered.Addrs())
+	}
+	err := n.ns.Close()
+	n.ns = nil
+	return err
+}
+
+// Moved is pod.Enrolment's. A path that leads nowhere, or not to a namespace yet,
+// is no move: who is in the namespace still may be there, and is listed. While
+// the handle is open the inode is nobody else's.
+func (n *enrolment) Moved() bool {
+	var fs unix.Statfs_t
+	if unix.Statfs(n.pod.NetnsPath, &fs) != nil || fs.Type != unix.NSFS_MAGIC {
+		return false
+	}
+	var now, ours unix.Stat_t
+	if unix.Stat(n.pod.NetnsPath, &now) != nil || unix.Fstat(n.ns.FD(), &ours) != nil {
+		return false
+	}
+	return now.Dev != ours.Dev || now.Ino != ours.Ino
 }
 
 // listen opens the pod's listeners for each family that it has an address of.
-func (e enroller) listen(ns *netns.NS, steered *redirect.Pod, served *tunnel.Pod, addrs []netip.Addr) error {
+func (e *enroller) listen(ns *netns.NS, steered *redirect.Pod, served *tunnel.Pod, addrs []netip.Addr) error {
 	for _, v6 := range []bool{false, true} {
 		any, outbound, hbone := netip.IPv4Unspecified(), redirect.Outbound4, redirect.HBONE4
 		if v6 {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package pod says which pods of this node are to be enrolled, by values and the
-// seam behind which they come from. It enrols nothing and opens no namespace.
+// seam behind which they come from, and keeps each pod's life: the state machine
+// of Keeper, which drives an Enroller. It opens no namespace and no socket itself.
 // Sources are in folders of their own, static first.
 package pod
 
 import (
 	"context"
 	"net/netip"
+	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -44,6 +46,18 @@ func (p *Pod) Identity() spiffeid.ID {
 		return spiffeid.ID{}
 	}
 	return id
+}
+
+// equal reports whether two descriptions are of one pod.
+func (p *Pod) equal(q Pod) bool {
+	return p.Key() == q.Key() && p.ServiceAccount == q.ServiceAccount && p.TrustDomain == q.TrustDomain &&
+		p.NetnsPath == q.NetnsPath && slices.Equal(p.Addresses, q.Addresses)
+}
+
+// conflicts reports whether two pods cannot be at one time.
+func (p *Pod) conflicts(q Pod) bool {
+	return p.Key() == q.Key() || p.NetnsPath == q.NetnsPath ||
+		slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return slices.Contains(q.Addresses, a) })
 }
 
 // Source knows the pods of this node.

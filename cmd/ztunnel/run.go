@@ -21,6 +21,11 @@ func runCommand() *cobra.Command {
 		Long: `Run the data plane of this node until it is told to end (SIGINT, SIGTERM). Needs
 root. The access log goes to standard output, everything else to standard error.
 
+The workload, pod and policy files are watched: a change takes effect without a
+restart, and SIGHUP has them read at once. One that is broken changes nothing; the
+log says what is wrong, and where. What the configuration file itself says takes a
+restart.
+
 When ztunnel ends, for whatever reason, enrolled pods stay enrolled, and their
 connections to the mesh are refused rather than sent in plaintext. ztunnel
 cleanup releases them.`,
@@ -41,11 +46,15 @@ cleanup releases them.`,
 		signal.Ignore(syscall.SIGPIPE)
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
+		hangup := make(chan os.Signal, 1)
+		signal.Notify(hangup, syscall.SIGHUP)
+		defer signal.Stop(hangup)
 		context.AfterFunc(ctx, stop) // a second signal ends at once
 		return daemon.Run(ctx, c, daemon.Options{
 			Logger:    newLogger(cmd.ErrOrStderr(), c.Log),
 			Version:   buildVersion(),
 			AccessLog: cmd.OutOrStdout(),
+			Reload:    hangup,
 		})
 	}
 	return cmd

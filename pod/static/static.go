@@ -1,29 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package static takes the pods of a node from a file. It does not watch the
-// file: whoever owns a Source calls Reload, on SIGHUP for example. Nothing needs
-// closing.
+// Package static takes the pods of a node from a file, which Watch watches.
+// Nothing needs closing.
 package static
 
 import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/config/strict"
+	"github.com/culvert-mesh/culvert/config/watch"
 	"github.com/culvert-mesh/culvert/pod"
 )
 
 // Source is a pod.Source over a file.
 type Source struct {
-	path        string
+	file        *watch.File
 	trustDomain spiffeid.TrustDomain
+
+	loading sync.Mutex // orders reloads
 
 	mu      sync.Mutex
 	pods    []pod.Pod     // guarded by mu
@@ -32,26 +34,49 @@ type Source struct {
 
 // Open reads the file. trustDomain is that of pods which name none.
 func Open(path string, trustDomain spiffeid.TrustDomain) (*Source, error) {
-	s := &Source{path: path, trustDomain: trustDomain, changed: make(chan struct{})}
-	pods, err := s.load()
-	if err != nil {
+	s := &Source{file: watch.New(path), trustDomain: trustDomain, changed: make(chan struct{})}
+	if err := s.Reload(); err != nil {
 		return nil, err
 	}
-	s.pods = pods
 	return s, nil
 }
 
-func (s *Source) load() ([]pod.Pod, error) {
-	data, err := os.ReadFile(s.path)
-	if err != nil {
-		return nil, fmt.Errorf("read pods: %w", err)
-	}
-	return ParseFile(s.path, data, s.trustDomain)
+// Reload reads the file now. On an error the pods stay as they were.
+func (s *Source) Reload() error {
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	data, err := s.file.Read()
+	return s.take(data, err)
 }
 
-// Reload reads the file again. On an error the pods stay as they were.
-func (s *Source) Reload() error {
-	pods, err := s.load()
+// Watch reloads when the file has changed, until ctx ends, and calls report
+// after each time that it did.
+func (s *Source) Watch(ctx context.Context, report func(error)) {
+	tick := time.NewTicker(watch.Every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.loading.Lock()
+		data, changed, err := s.file.Changed()
+		if changed {
+			err = s.take(data, err)
+		}
+		s.loading.Unlock()
+		if changed {
+			report(err)
+		}
+	}
+}
+
+func (s *Source) take(data []byte, err error) error {
+	if err != nil {
+		return fmt.Errorf("read pods: %w", err)
+	}
+	pods, err := ParseFile(s.file.Path(), data, s.trustDomain)
 	if err != nil {
 		return err
 	}
@@ -74,7 +99,7 @@ func (s *Source) Pods(context.Context) ([]pod.Pod, error) {
 	return pods, nil
 }
 
-// Changed returns a channel that is closed at the next Reload.
+// Changed returns a channel that is closed at the next reload.
 func (s *Source) Changed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
