@@ -9,6 +9,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -30,7 +31,8 @@ const prefix = "culvert-e2e"
 // hbonePort is the tunnel's port between pods.
 const hbonePort = 15008
 
-// ztunnel is the daemon's binary, built by TestMain.
+// ztunnel is the daemon's binary, built by TestMain unless it is given: a machine
+// without Go can run these tests too.
 var ztunnel string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -40,18 +42,22 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "the end-to-end tests make network namespaces and load BPF programs: run them as root (make test)")
 		return 1
 	}
-	dir, err := os.MkdirTemp("", prefix)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	ztunnel = filepath.Join(dir, "ztunnel")
-	build := exec.Command("go", "build", "-o", ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build ztunnel: %v\n%s", err, out)
-		return 1
+	flag.StringVar(&ztunnel, "ztunnel", "", "the `path` of a ztunnel, instead of building one")
+	flag.Parse()
+	if ztunnel == "" {
+		dir, err := os.MkdirTemp("", prefix)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		ztunnel = filepath.Join(dir, "ztunnel")
+		build := exec.Command("go", "build", "-o", ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build ztunnel: %v\n%s", err, out)
+			return 1
+		}
 	}
 	if _, err := lab.Sweep(context.Background(), prefix); err != nil {
 		fmt.Fprintln(os.Stderr, "sweep:", err)
