@@ -27,7 +27,7 @@ import (
 	"github.com/culvert-mesh/culvert/internal/netns"
 )
 
-// Slot names a listener of a pod, enum slot of bpf/steer.c.
+// Slot names a listener of a pod, enum slot of bpf/culvert.h.
 type Slot uint32
 
 // The slots.

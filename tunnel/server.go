@@ -120,7 +120,9 @@ func (in *inboundTrunk) Closed(*relay.Trunk, error) { delete(in.w.inbound, in) }
 
 // Request is relay.TrunkOwner's: a CONNECT.
 func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.HeaderField) {
+	snap := in.pod.t.cfg.Snapshots.Load()
 	i := &inbound{trunk: in, st: st, start: time.Now(), src: in.remote}
+	i.peer, _ = snap.Workloads.ByAddr(in.remote.Addr())
 	req, refusal := hbone.ParseRequest(fields)
 	if refusal != nil {
 		i.dst = in.local
@@ -139,8 +141,6 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 		i.answer(503, telemetry.ReasonRefused, fmt.Sprintf("port %d is the tunnel's own", req.Authority.Port()))
 		return
 	}
-	snap := in.pod.t.cfg.Snapshots.Load()
-	i.peer, _ = snap.Workloads.ByAddr(in.remote.Addr())
 	i.verdict = snap.Authorize(policy.Conn{Dir: policy.Inbound, Src: i.src, Dst: i.dst, SrcID: in.hs.Peer.ID, DstID: in.pod.Identity})
 	if !i.verdict.Allow {
 		i.answer(401, telemetry.ReasonDenied, i.verdict.Rule)

@@ -87,8 +87,8 @@ type Config struct {
 	IdleAfter        time.Duration // 0: 5 min
 }
 
-// maxHandshakes is how many handshakes run at once on a node; what is beyond
-// waits in the listeners' queues.
+// maxHandshakes is how many handshakes run at once on a node; what is beyond is
+// reset and counted, so that half-open ones cannot fill the memory.
 const maxHandshakes = 512
 
 // Tunnel is a node's tunnel.

@@ -253,7 +253,7 @@ func TestNothingLeaks(t *testing.T) {
 	}
 	held := round(4, 100, true) // the control
 	for _, d := range d {
-		if got := fds(d); got < before[d][0]+100 {
+		if got := fds(d); got < before[d][0]+50 { // the round before may still have been closing
 			t.Errorf("control: %s has %v descriptors with 100 connections, %v before", d.Node.Name, got, before[d][0])
 		}
 	}
@@ -262,7 +262,7 @@ func TestNothingLeaks(t *testing.T) {
 	}
 	round(4, n/2, false)
 	round(6, n/2, false)
-	const slack = 64 // what a stock keeps
+	const slack = 128 // what the stocks of both families keep, of 1,000
 	for _, d := range d {
 		end := time.Now().Add(2 * patience)
 		err := lab.Until(e.ctx, "descriptors and goroutines are given back", func() error {
