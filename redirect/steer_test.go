@@ -5,6 +5,8 @@ package redirect_test
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -36,16 +38,19 @@ func both(t *testing.T, f func(w *world, f family)) {
 	}
 }
 
-// atOnce bounds a refusal.
-const atOnce = 50 * time.Millisecond
+// atOnce bounds a refusal. An emulated machine says by how much it is slower.
+func atOnce() time.Duration {
+	slowness, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
+	return 50 * time.Millisecond * time.Duration(max(slowness, 1))
+}
 
 // refused checks that f fails as a closed port does, at once.
 func (w *world) refused(what string, f func() error) {
 	w.t.Helper()
 	begin := time.Now()
 	err := f()
-	if took := time.Since(begin); !errors.Is(err, unix.ECONNREFUSED) || took > atOnce {
-		w.t.Errorf("%s: %v after %v, want connection refused within %v", what, err, took, atOnce)
+	if took := time.Since(begin); !errors.Is(err, unix.ECONNREFUSED) || took > atOnce() {
+		w.t.Errorf("%s: %v after %v, want connection refused within %v", what, err, took, atOnce())
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -252,6 +253,13 @@ func families(t *testing.T, f func(t *testing.T, family int)) {
 	for _, v := range []int{4, 6} {
 		t.Run(fmt.Sprintf("v%d", v), func(t *testing.T) { f(t, v) })
 	}
+}
+
+// atOnce bounds what is to be refused at once. An emulated machine says by how much
+// it is slower.
+func atOnce() time.Duration {
+	slowness, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
+	return 50 * time.Millisecond * time.Duration(max(slowness, 1))
 }
 
 // isReset reports whether an error is a reset, as an application sees it.
