@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package relay_test
+
+import (
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// discardAll reads with a buffer as large as applications that care use.
+func discardAll(c net.Conn) {
+	buf := make([]byte, 256<<10)
+	for {
+		if _, err := c.Read(buf); err != nil {
+			return
+		}
+	}
+}
+
+// BenchmarkRelayBulk is from an application's socket to the other's: relay,
+// record layer, relay, in one process with a loop for each side. One operation
+// is 1 MiB.
+func BenchmarkRelayBulk(b *testing.B) {
+	const size = 1 << 20
+	for _, streams := range []int{1, 8} {
+		b.Run(map[int]string{1: "1 stream", 8: "8 streams"}[streams], func(b *testing.B) {
+			r := newRig(b, 2, discardAll)
+			conns := make([]*net.TCPConn, streams)
+			for i := range conns {
+				conns[i] = r.dial()
+				// The window grows with use: let it.
+				if _, err := conns[i].Write(make([]byte, 8<<20)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			msg := make([]byte, size)
+			b.SetBytes(size)
+			b.ReportAllocs()
+			b.ResetTimer()
+			var all sync.WaitGroup
+			for i, c := range conns {
+				n := b.N / streams
+				if i < b.N%streams {
+					n++
+				}
+				all.Go(func() {
+					for range n {
+						if _, err := c.Write(msg); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+					_ = c.CloseWrite()
+				})
+			}
+			all.Wait()
+			// What is in the sockets' buffers belongs to it too.
+			for range 2 * streams {
+				r.end()
+			}
+		})
+	}
+}
+
+// BenchmarkRelaySmall is one request of 64 bytes and its answer, by each of the
+// connections in turn or at once.
+func BenchmarkRelaySmall(b *testing.B) {
+	for _, conns := range []int{1, 32} {
+		b.Run(map[int]string{1: "1 connection", 32: "32 connections"}[conns], func(b *testing.B) {
+			r := newRig(b, 2, func(c net.Conn) {
+				buf := make([]byte, 64)
+				for {
+					if _, err := io.ReadFull(c, buf); err != nil {
+						return
+					}
+					if _, err := c.Write(buf); err != nil {
+						return
+					}
+				}
+			})
+			request := make([]byte, 64)
+			answer := func(c net.Conn, buf []byte) error {
+				if _, err := c.Write(request); err != nil {
+					return err
+				}
+				_, err := io.ReadFull(c, buf)
+				return err
+			}
+			all := make([]net.Conn, conns)
+			for i := range all {
+				all[i] = r.dial()
+				if err := answer(all[i], make([]byte, 64)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			var running sync.WaitGroup
+			for i, c := range all {
+				n := b.N / conns
+				if i < b.N%conns {
+					n++
+				}
+				running.Go(func() {
+					buf := make([]byte, 64)
+					for range n {
+						if err := answer(c, buf); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			running.Wait()
+		})
+	}
+}
