@@ -145,7 +145,7 @@ func (n *Node) load(cgroup string) error {
 		return fmt.Errorf("load BPF programs: %s holds maps of another layout: run `ztunnel cleanup` with the version that made them: %w", n.pins, err)
 	}
 	if err != nil {
-		return fmt.Errorf("load BPF programs: %w", err)
+		return fmt.Errorf("load BPF programs: %w", explain(err))
 	}
 	n.maps = objects.ConnectMaps
 	defer objects.ConnectPrograms.Close() // the links hold them
