@@ -79,6 +79,9 @@ func (e *entry) assign(o *outbound) {
 	now := e.w.Loop.Now()
 	var best *clientTrunk
 	for _, c := range e.trunks {
+		if !c.unusable && now.After(c.hs.Peer.Expiry) {
+			c.drain()
+		}
 		if c.unusable || c.trunk.Full() || (best != nil && best.trunk.Streams() <= c.trunk.Streams() && !best.trunk.Elephant(now)) {
 			continue
 		}
@@ -98,6 +101,17 @@ func (e *entry) assign(o *outbound) {
 		return
 	}
 	best.carry(o)
+}
+
+// drain gives c no new streams and closes it after its last: the certificate that
+// it rests on has expired. It runs on the entry's loop.
+func (c *clientTrunk) drain() {
+	c.unusable = true
+	if c.w == c.e.w {
+		c.trunk.Drain()
+	} else {
+		c.w.Loop.Post(func() { c.trunk.Drain() })
+	}
 }
 
 // carry opens a stream for o, on the trunk's own loop.

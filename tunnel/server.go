@@ -120,6 +120,15 @@ func (in *inboundTrunk) Closed(*relay.Trunk, error) { delete(in.w.inbound, in) }
 
 // Request is relay.TrunkOwner's: a CONNECT.
 func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.HeaderField) {
+	if time.Now().After(in.hs.Peer.Expiry) {
+		// Nothing new rests on a certificate whose time is over. The peer may ask
+		// again, on a session with its next one; what is open goes on.
+		in.pod.t.cfg.Logger.Info("drain tunnel connection: the peer's certificate has expired",
+			"workload", in.pod.Key, "peer", in.remote.Addr().String(), "expired", in.hs.Peer.Expiry)
+		t.Session().H2.Reset(st, http2.ErrCodeRefusedStream)
+		t.Drain()
+		return
+	}
 	snap := in.pod.t.cfg.Snapshots.Load()
 	i := &inbound{trunk: in, st: st, start: time.Now(), src: in.remote}
 	i.peer, _ = snap.Workloads.ByAddr(in.remote.Addr())

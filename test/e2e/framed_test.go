@@ -28,7 +28,8 @@ type peerMesh struct {
 	impostor *lab.Pod
 	daemons  []*lab.Daemon
 	sessions chan *framed
-	settings []http2.Setting // that it sends; set them before the first connection
+	settings []http2.Setting // that it sends
+	present  func() *tls.Config
 }
 
 func newPeerMesh(t *testing.T, cfg lab.DaemonConfig, settings ...http2.Setting) *peerMesh {
@@ -39,10 +40,11 @@ func newPeerMesh(t *testing.T, cfg lab.DaemonConfig, settings ...http2.Setting) 
 		env: e, ca: e.authority(), client: e.Pod(1, 1), impostor: e.Pod(2, 3),
 		sessions: make(chan *framed, 64), settings: settings,
 	}
-	ours := peerTLS(e.svid(m.ca, m.impostor.Identity()))
+	good := peerTLS(e.svid(m.ca, m.impostor.Identity()))
+	m.present = func() *tls.Config { return good }
 	_, err := m.impostor.Serve(hbonePort, func(c *net.TCPConn) {
 		_ = c.SetDeadline(time.Now().Add(4 * patience))
-		f := &framed{conn: tls.Server(c, ours), raw: c, frames: make(chan frame, 4096), closed: make(chan struct{})}
+		f := &framed{conn: tls.Server(c, m.present()), raw: c, frames: make(chan frame, 4096), closed: make(chan struct{})}
 		if f.conn.Handshake() != nil {
 			return
 		}

@@ -69,7 +69,7 @@ func (e *env) svid(ca *testca.CA, id string, options ...testca.Option) *identity
 // peerTLS is what a good peer says, at either end, changed as the caller likes.
 // It checks nobody.
 func peerTLS(svid *identity.SVID, change ...func(*tls.Config)) *tls.Config {
-	cert := tls.Certificate{PrivateKey: svid.Key}
+	cert := tls.Certificate{PrivateKey: svid.Key, Leaf: svid.Certificates[0]}
 	for _, c := range svid.Certificates {
 		cert.Certificate = append(cert.Certificate, c.Raw)
 	}

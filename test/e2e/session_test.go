@@ -20,6 +20,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/testca"
 )
 
 // quiet is how long a test waits for something that must not come.
@@ -362,6 +363,71 @@ func TestTunnelLost(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestExpiredSession: nothing new rests on a certificate whose time is over; what
+// is open goes on.
+func TestExpiredSession(t *testing.T) {
+	const life = 2500 * time.Millisecond // to the second below
+	m := newPeerMesh(t, lab.DaemonConfig{})
+	app, err := m.Pod(2, 1).Echo(8080)
+	m.must(err)
+	served := peerTLS(m.svid(m.ca, m.impostor.Identity(), testca.ValidFor(life)))
+	over := served.Certificates[0].Leaf.NotAfter
+	good := m.present
+	m.present = func() *tls.Config {
+		if time.Now().Before(over) {
+			return served
+		}
+		return good()
+	}
+	from := m.Pod(1, 3)
+	s, err := m.env.session(from, app.Addr(4).Addr(), peerTLS(m.svid(m.ca, from.Identity(), testca.ValidFor(life))))
+	m.must(err)
+	a, err := s.connect("one", app.Addr(4))
+	m.must(err)
+	m.must(s.expect(a.stream, "one"))
+	m.carries(s, app.Addr(4)) // the control: another stream before the end
+
+	c1 := m.connect(m.client, m.app(4))
+	s1 := m.session()
+	stream := s1.request()
+	s1.respond(stream, "200", false)
+	m.must(s1.exchange(c1, "one"))
+	c2 := m.connect(m.client, m.app(4)) // the control
+	s1.respond(s1.request(), "200", false)
+	m.must(s1.exchange(c2, "two"))
+	m.none()
+
+	<-time.After(time.Until(over.Add(time.Second))) // the other's is not later than that
+	// Our client goes to a session with another certificate.
+	c3 := m.connect(m.client, m.app(4))
+	s2 := m.session()
+	s2.respond(s2.request(), "200", false)
+	m.must(s2.exchange(c3, "three"))
+	m.must(s1.exchange(c1, "four"))
+	s1.do(func() error { return s1.fr.WriteData(stream, true, nil) })
+	m.must(c1.CloseWrite())
+	m.must(c2.SetLinger(0))
+	m.must(c2.Close())
+	if !s1.ended(patience) {
+		t.Error("the session with the expired certificate was not closed")
+	}
+	m.must(s.SetDeadline(time.Now().Add(patience)))
+	// Our server refuses the stream, so that the client may ask again elsewhere.
+	reached := len(app.Peers())
+	_, err = s.connect("two", app.Addr(4))
+	if err == nil || !strings.Contains(err.Error(), "RST_STREAM") {
+		t.Errorf("a new stream on the session of an expired client: %v, want it reset", err)
+	}
+	if _, err = s.frame(a.stream); err == nil || !strings.Contains(err.Error(), "GOAWAY NO_ERROR") {
+		t.Errorf("behind the reset came %v, want GOAWAY", err)
+	}
+	m.must(s.WriteData(a.stream, false, []byte("five")))
+	m.must(s.expect(a.stream, "five"))
+	if n := len(app.Peers()) - reached; n != 0 {
+		t.Errorf("%d connections to the application", n)
+	}
 }
 
 // TestNoIdentityBeforeHandshake: who a peer says that it is stands in no line of
