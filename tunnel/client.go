@@ -45,10 +45,9 @@ func (p *Pod) capture(fd int) {
 		return
 	}
 	o.peer = peer
-	verdict := snap.Authorize(policy.Conn{Dir: policy.Outbound, Src: src, Dst: dst, SrcID: p.Identity, DstID: peer.Identity()})
-	o.verdict = verdict
-	if !verdict.Allow {
-		o.refuse(fd, telemetry.ReasonDenied, verdict.Rule)
+	o.verdict = o.ask(snap)
+	if !o.verdict.Allow {
+		o.refuse(fd, telemetry.ReasonDenied, o.verdict.Rule)
 		return
 	}
 	key := poolKey{pod: p, dst: dst.Addr(), id: peer.Identity()}
@@ -65,6 +64,11 @@ func (p *Pod) capture(fd int) {
 			return
 		}
 		o.relay = r
+		o.live.conn = o
+		home.link(&o.live)
+		if o.done {
+			return
+		}
 		o.entry = home.entry(key)
 		o.entry.assign(o)
 	}
@@ -88,6 +92,7 @@ type outbound struct {
 	via      *clientTrunk
 	attempts int
 	done     bool // reported
+	live     live
 
 	flow telemetry.Flow
 
@@ -164,6 +169,7 @@ func (o *outbound) reassign(first func()) {
 		})
 		return
 	}
+	o.live.unlink()
 	fd := o.relay.Detach()
 	if !o.home.Loop.Post(func() {
 		first()
@@ -174,7 +180,10 @@ func (o *outbound) reassign(first func()) {
 			return
 		}
 		o.relay = r
-		o.entry.assign(o)
+		o.home.link(&o.live)
+		if !o.done {
+			o.entry.assign(o)
+		}
 	}) {
 		refuse(fd)
 	}
@@ -205,6 +214,7 @@ func (o *outbound) report(why telemetry.Reason, detail string) {
 		return
 	}
 	o.done = true
+	o.live.unlink()
 	c := o.record()
 	c.Reason, c.Detail = why, detail
 	c.Duration = time.Since(o.start)
@@ -248,7 +258,7 @@ type dialled struct {
 // dial opens a tunnel connection: from the pod's own address, to the peer's,
 // with the pod's identity. It runs in a goroutine of its own.
 func (t *Tunnel) dial(k poolKey) (*dialled, error) {
-	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.ConnectTimeout+t.cfg.HandshakeTimeout)
+	ctx, cancel := context.WithTimeout(k.pod.ctx, t.cfg.ConnectTimeout+t.cfg.HandshakeTimeout)
 	defer cancel()
 	svid, err := t.cfg.Identity.SVID(ctx, k.pod.Identity)
 	if err != nil {
@@ -303,6 +313,8 @@ func dialReason(err error) (telemetry.Reason, string) {
 	switch {
 	case errors.As(err, &f):
 		return telemetry.ReasonTunnelLost, f.Error()
+	case errors.Is(err, errMoved):
+		return telemetry.ReasonUnknownDestination, err.Error()
 	case errors.Is(err, errPodGone), errors.Is(err, errClosed), errors.Is(err, context.Canceled):
 		return telemetry.ReasonDraining, err.Error()
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):

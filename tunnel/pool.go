@@ -73,7 +73,7 @@ func (w *worker) entry(k poolKey) *entry {
 // assign finds a tunnel connection for o, whose relay waits, or opens one.
 func (e *entry) assign(o *outbound) {
 	if e.closed != nil {
-		o.fail(telemetry.ReasonDraining, e.closed.Error())
+		o.dialFailed(e.closed)
 		return
 	}
 	now := e.w.Loop.Now()
@@ -123,6 +123,7 @@ func (c *clientTrunk) carry(o *outbound) {
 		}
 		return
 	}
+	o.live.unlink()
 	fd := o.relay.Detach()
 	if !c.w.Loop.Post(func() {
 		r, err := c.w.Waiting(fd, o)
@@ -132,6 +133,10 @@ func (c *clientTrunk) carry(o *outbound) {
 			return
 		}
 		o.relay = r
+		c.w.link(&o.live)
+		if o.done {
+			return
+		}
 		if err := c.trunk.Open(r, o.fields()); err != nil {
 			c.notCarried(o, err)
 		}
@@ -155,7 +160,7 @@ func (e *entry) dial() {
 	e.dialing = true
 	t := e.w.t
 	w := t.workers[(e.w.index+len(e.trunks))%len(t.workers)]
-	t.tasks.Go(func() {
+	if !e.key.pod.start(func() {
 		d, err := t.dial(e.key)
 		if err != nil {
 			e.w.Loop.Post(func() { e.dialed(nil, err) })
@@ -174,7 +179,9 @@ func (e *entry) dial() {
 		}) {
 			refuse(d.fd)
 		}
-	})
+	}) {
+		e.dialed(nil, errPodGone)
+	}
 }
 
 // dialed ends a dial: those who waited are carried, or told why not.
@@ -219,7 +226,10 @@ func (e *entry) remove(c *clientTrunk) {
 // forget drops the entry when nothing is left of it.
 func (e *entry) forget() {
 	if len(e.trunks) == 0 && len(e.waiting) == 0 && !e.dialing {
-		delete(e.w.entries, e.key)
+		delete(e.w.retired, e)
+		if e.w.entries[e.key] == e {
+			delete(e.w.entries, e.key)
+		}
 	}
 }
 

@@ -50,22 +50,25 @@ func (p *Pod) acceptPeer(fd int) {
 			&identity.Failure{Reason: identity.ReasonTimeout, Detail: fmt.Sprintf("%d handshakes are running already", maxHandshakes)})
 		return
 	}
-	t.tasks.Go(func() {
+	if !p.start(func() {
 		defer func() { <-t.hands }()
 		t.greet(p, fd, local, remote)
-	})
+	}) {
+		<-t.hands
+		refuse(fd)
+	}
 }
 
 // greet shakes hands with a peer and gives the session to a loop.
 func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 	c := newNetConn(fd, local, remote)
-	svid, err := t.cfg.Identity.SVID(t.ctx, p.Identity)
+	svid, err := t.cfg.Identity.SVID(p.ctx, p.Identity)
 	if err != nil {
 		c.Close()
 		t.cfg.Logger.Error("no certificate for workload", "identity", p.Identity, "err", err)
 		return
 	}
-	hs, err := handshake.Server(t.ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Timeout: t.cfg.HandshakeTimeout})
+	hs, err := handshake.Server(p.ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Timeout: t.cfg.HandshakeTimeout})
 	if err != nil {
 		c.Close()
 		var f *identity.Failure
@@ -150,12 +153,16 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 		i.answer(503, telemetry.ReasonRefused, fmt.Sprintf("port %d is the tunnel's own", req.Authority.Port()))
 		return
 	}
-	i.verdict = snap.Authorize(policy.Conn{Dir: policy.Inbound, Src: i.src, Dst: i.dst, SrcID: in.hs.Peer.ID, DstID: in.pod.Identity})
+	i.verdict = i.ask(snap)
 	if !i.verdict.Allow {
 		i.answer(401, telemetry.ReasonDenied, i.verdict.Rule)
 		return
 	}
-	i.connect()
+	i.live.conn = i
+	in.w.link(&i.live)
+	if !i.done {
+		i.connect()
+	}
 }
 
 // inbound is one connection that a peer asked for: the owner of its relay.
@@ -169,7 +176,9 @@ type inbound struct {
 	relay    *relay.Relay
 	timeout  *loop.Timer
 	tries    int // of other ports
+	opened   bool
 	done     bool
+	live     live
 	flow     telemetry.Flow
 
 	reason telemetry.Reason
@@ -241,6 +250,7 @@ func (i *inbound) Connected(r *relay.Relay, err error) {
 		return
 	}
 	if i.respond(hbone.ResponseFields(200, ""), false) {
+		i.opened = true
 		i.flow = i.trunk.pod.t.cfg.Recorder.Opened(i.record())
 		r.Open()
 	}
@@ -320,6 +330,7 @@ func (i *inbound) report(why telemetry.Reason, detail string) {
 		return
 	}
 	i.done = true
+	i.live.unlink()
 	c := i.record()
 	c.Reason, c.Detail = why, detail
 	c.Duration = time.Since(i.start)

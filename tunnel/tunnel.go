@@ -111,7 +111,9 @@ type worker struct {
 	t       *Tunnel
 	index   int
 	entries map[poolKey]*entry
+	retired map[*entry]struct{} // taken out of entries, and not empty yet
 	inbound map[*inboundTrunk]struct{}
+	lives   lives
 }
 
 var errClosed = errors.New("tunnel is closing")
@@ -139,10 +141,11 @@ func New(cfg Config) (*Tunnel, error) {
 			t.Close()
 			return nil, fmt.Errorf("make event loop %d: %w", i, err)
 		}
-		w := &worker{Worker: relay.NewWorker(l), t: t, index: i, entries: map[poolKey]*entry{}, inbound: map[*inboundTrunk]struct{}{}}
+		w := &worker{Worker: relay.NewWorker(l), t: t, index: i, entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}, inbound: map[*inboundTrunk]struct{}{}}
 		t.workers = append(t.workers, w)
 		t.loops.Go(l.Run)
 	}
+	t.tasks.Go(t.follow)
 	return t, nil
 }
 
@@ -163,9 +166,7 @@ func (t *Tunnel) Close() {
 }
 
 func (w *worker) closeAll() {
-	for _, e := range w.entries {
-		e.close(errClosed)
-	}
+	w.each(func(e *entry) { e.close(errClosed) })
 	for in := range w.inbound {
 		in.trunk.Close(errClosed)
 	}
@@ -200,13 +201,36 @@ type Pod struct {
 	t    *Tunnel
 	w    *worker // its listeners' loop
 	gone atomic.Bool
-	mu   sync.Mutex // guards fds
-	fds  []int      // listeners, owned by w's loop
+
+	ctx    context.Context // ends the pod's handshakes and dials
+	cancel context.CancelCauseFunc
+	tasks  sync.WaitGroup // handshakes and dials
+
+	mu  sync.Mutex // guards fds, and that none of tasks begins once it is gone
+	fds []int      // listeners, owned by w's loop
 }
 
 // AddPod makes a pod known. Remove takes it away.
 func (t *Tunnel) AddPod(cfg PodConfig) *Pod {
-	return &Pod{PodConfig: cfg, t: t, w: t.workers[maphash.String(t.seed, cfg.Key)%uint64(len(t.workers))]}
+	p := &Pod{PodConfig: cfg, t: t, w: t.workers[maphash.String(t.seed, cfg.Key)%uint64(len(t.workers))]}
+	p.ctx, p.cancel = context.WithCancelCause(t.ctx)
+	return p
+}
+
+// start runs a handshake or a dial of the pod in a goroutine; false: the pod is
+// gone.
+func (p *Pod) start(task func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone.Load() {
+		return false
+	}
+	p.tasks.Add(1)
+	p.t.tasks.Go(func() {
+		defer p.tasks.Done()
+		task()
+	})
+	return true
 }
 
 // ServeOutbound takes over a listener for what the pod opens.
@@ -232,42 +256,63 @@ func (p *Pod) serve(fd int, accepted func(fd int)) error {
 	return <-done
 }
 
-// Remove closes the pod's listeners and resets its connections, and waits
-// until none is left.
+// removeRounds is how often Remove goes around the loops. A connection on its way
+// from one loop to another is not found where it was looked for, but where it
+// arrives: a dial that has just ended goes to its trunk's loop, from there to the
+// entry's, which sends it back to be closed.
+const removeRounds = 4
+
+// Remove closes the pod's listeners, ends its handshakes and dials, resets its
+// connections, and waits until none is left.
 func (p *Pod) Remove() {
-	p.gone.Store(true)
 	p.mu.Lock()
+	p.gone.Store(true)
 	fds := p.fds
 	p.fds = nil
 	p.mu.Unlock()
-	var wait sync.WaitGroup
-	for _, w := range p.t.workers {
-		wait.Add(1)
-		if !w.Loop.Post(func() {
-			defer wait.Done()
-			if w == p.w {
-				for _, fd := range fds {
-					w.Loop.Close(fd)
+	p.cancel(errPodGone)
+	p.tasks.Wait()
+	for range removeRounds {
+		var wait sync.WaitGroup
+		for _, w := range p.t.workers {
+			wait.Add(1)
+			if !w.Loop.Post(func() {
+				defer wait.Done()
+				if w == p.w {
+					for _, fd := range fds {
+						w.Loop.Close(fd)
+					}
+					fds = nil
 				}
+				w.removePod(p)
+			}) {
+				wait.Done()
 			}
-			w.removePod(p)
-		}) {
-			wait.Done()
 		}
+		wait.Wait()
 	}
-	wait.Wait()
 }
 
 func (w *worker) removePod(p *Pod) {
-	for k, e := range w.entries {
-		if k.pod == p {
+	w.each(func(e *entry) {
+		if e.key.pod == p {
 			e.close(errPodGone)
 		}
-	}
+	})
 	for in := range w.inbound {
 		if in.pod == p {
 			in.trunk.Close(errPodGone)
 		}
+	}
+}
+
+// each calls f for each entry, retired ones included.
+func (w *worker) each(f func(*entry)) {
+	for _, e := range w.entries {
+		f(e)
+	}
+	for e := range w.retired {
+		f(e)
 	}
 }
 
