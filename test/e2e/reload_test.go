@@ -1,0 +1,687 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/netns"
+)
+
+// podEntry is an entry of a pods file.
+type podEntry struct {
+	Name           string       `yaml:"name"`
+	Namespace      string       `yaml:"namespace"`
+	ServiceAccount string       `yaml:"serviceAccount"`
+	Netns          string       `yaml:"netns"`
+	Addresses      []netip.Addr `yaml:"addresses"`
+}
+
+func entryOf(p *lab.Pod) podEntry {
+	return podEntry{Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, Netns: p.NetnsPath(), Addresses: p.Addrs()}
+}
+
+// text is what a file of entries holds.
+func (e *env) text(key string, entries any) string {
+	e.t.Helper()
+	b, err := yaml.Marshal(map[string]any{key: entries})
+	e.must(err)
+	return string(b)
+}
+
+// replace puts a file of a daemon in place by a rename, as editors and
+// ConfigMaps do.
+func (e *env) replace(n *lab.Node, name, text string) {
+	e.t.Helper()
+	path := filepath.Join(n.Dir, name)
+	e.must(os.WriteFile(path+".new", []byte(text), 0o600))
+	e.must(os.Rename(path+".new", path))
+}
+
+// reloads waits until a daemon has counted one more reload of a file.
+func (e *env) reloads(d *lab.Daemon, file, result string, change func()) {
+	e.t.Helper()
+	count := func() float64 { return e.sum(d, "culvert_config_reloads_total", "file", file, "result", result) }
+	before := count()
+	change()
+	e.must(lab.Until(e.ctx, fmt.Sprintf("%s has read its %s again: %s", d.Node.Name, file, result), func() error {
+		if n := count(); n <= before {
+			return fmt.Errorf("%v reloads, and %v before", n, before)
+		}
+		return nil
+	}))
+}
+
+func (e *env) setPods(d *lab.Daemon, pods ...podEntry) {
+	e.t.Helper()
+	e.reloads(d, "pods", "ok", func() { e.replace(d.Node, "pods.yaml", e.text("pods", pods)) })
+	e.settled(d, len(pods))
+}
+
+// settled waits until a daemon's pods are ready, and none is on its way.
+func (e *env) settled(d *lab.Daemon, ready int) {
+	e.t.Helper()
+	e.must(lab.Until(e.ctx, fmt.Sprintf("%d pods of %s are ready", ready, d.Node.Name), func() error {
+		m, err := d.Metrics(e.ctx)
+		if err != nil {
+			return err
+		}
+		all, is := m.Sum("culvert_pods"), m.Sum("culvert_pods", "state", "ready")
+		if all != float64(ready) || is != all {
+			return fmt.Errorf("%v of %v are", is, all)
+		}
+		return nil
+	}))
+}
+
+func (e *env) setWorkloads(ws []lab.Workload, ds ...*lab.Daemon) {
+	e.t.Helper()
+	for _, d := range ds {
+		e.reloads(d, "workloads", "ok", func() { e.replace(d.Node, "workloads.yaml", e.text("workloads", ws)) })
+	}
+}
+
+const noRules = "rules: []\n"
+
+func denial(name string, p *lab.Pod) string {
+	return fmt.Sprintf("rules:\n- name: %s\n  denySource: [%s]\n", name, p.Identity())
+}
+
+// ruled is a mesh whose daemons have a policy file.
+func ruled(t *testing.T) (*env, []*lab.Daemon) {
+	t.Helper()
+	e := setup(t)
+	for _, n := range e.Nodes {
+		e.replace(n, "policy.yaml", noRules)
+	}
+	return e, e.start(lab.DaemonConfig{Settings: map[string]any{"policy": map[string]any{"file": "policy.yaml"}}})
+}
+
+// call is an exchange on a connection of its own, which it closes. It leaves
+// nothing to the end of the test, and may be called from any goroutine.
+func (e *env) call(from *lab.Pod, dst netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(e.ctx, 5*time.Second)
+	defer cancel()
+	c, err := from.Dial(ctx, dst)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return err
+	}
+	return exchange(c, marker)
+}
+
+// steady is traffic between two pods that goes on until stop: an exchange after
+// the other on a connection that stays, and on a new one each time.
+type steady struct {
+	cancel        context.CancelFunc
+	wg            sync.WaitGroup
+	kept, renewed atomic.Int64
+
+	mu  sync.Mutex
+	err error
+}
+
+func (e *env) steady(from *lab.Pod, to netip.AddrPort) *steady {
+	e.t.Helper()
+	s := &steady{}
+	ctx, cancel := context.WithCancel(e.ctx)
+	s.cancel = cancel
+	fail := func(err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.err = errors.Join(s.err, err)
+	}
+	run := func(kept bool, n *atomic.Int64) {
+		var c *net.TCPConn
+		for ctx.Err() == nil {
+			if c == nil {
+				var err error
+				if c, err = from.Dial(e.ctx, to); err != nil {
+					fail(fmt.Errorf("connect after %d exchanges: %w", n.Load(), err))
+					return
+				}
+				c.SetDeadline(time.Now().Add(50 * time.Second))
+			}
+			if err := exchange(c, "steady"); err != nil {
+				fail(fmt.Errorf("exchange after %d (one connection: %v): %w", n.Load(), kept, err))
+				c.Close()
+				return
+			}
+			n.Add(1)
+			if !kept {
+				c.Close()
+				c = nil
+			}
+		}
+		if c != nil {
+			c.Close()
+		}
+	}
+	s.wg.Go(func() { run(true, &s.kept) })
+	s.wg.Go(func() { run(false, &s.renewed) })
+	e.t.Cleanup(func() { cancel(); s.wg.Wait() })
+	return s
+}
+
+// stop ends the traffic and wants it whole.
+func (s *steady) stop(t *testing.T) {
+	t.Helper()
+	s.cancel()
+	s.wg.Wait()
+	t.Logf("%d exchanges on one connection, %d on one each", s.kept.Load(), s.renewed.Load())
+	if s.err != nil {
+		t.Errorf("traffic of a pod that was not touched failed: %v", s.err)
+	}
+	if s.kept.Load() == 0 || s.renewed.Load() == 0 {
+		t.Error("no traffic was there to be disturbed")
+	}
+}
+
+// Pods come and go by the file while another's traffic is not disturbed.
+func TestReload(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	one, two, three := e.Pod(1, 1), e.Pod(1, 2), e.Pod(1, 3)
+	plain, err := e.Pod(2, 3).Echo(8080) // not of the mesh
+	e.must(err)
+	traffic := e.steady(one, app.Addr(4))
+
+	// A pod less: as without the mesh, and nothing of it is left.
+	held := e.connect(two, app.Addr(4))
+	e.must(exchange(held, "before"))
+	if e.Nodes[0].State(two) == "" {
+		t.Error("control: nothing is found in an enrolled pod")
+	}
+	e.setPods(d[0], entryOf(one))
+	if _, err := io.ReadAll(held); !isReset(err) {
+		t.Errorf("a removed pod's connection ended with %v, want a reset", err)
+	}
+	if left := e.Nodes[0].State(two); left != "" {
+		t.Errorf("left in the removed pod:\n%s", left)
+	}
+	wire := e.wire(marker)
+	e.must(exchange(e.connect(two, plain.Addr(4)), marker))
+	if wire.Seen(0) == 0 {
+		t.Error("the removed pod's traffic is not on the wire")
+	}
+	if err := e.try(two, app.Addr(4)); !isRefused(err) {
+		t.Errorf("plaintext to a STRICT workload: %v, want it refused", err)
+	}
+
+	// And two more, at once by SIGHUP. New connections are carried.
+	e.setWorkloads(append(e.enrolled(), three.Workload()), d...)
+	e.replace(d[0].Node, "pods.yaml", e.text("pods", []podEntry{entryOf(one), entryOf(two), entryOf(three)}))
+	e.must(d[0].Signal(syscall.SIGHUP))
+	e.settled(d[0], 3)
+	again := e.wire(marker)
+	for _, p := range []*lab.Pod{two, three} {
+		for _, family := range []int{4, 6} {
+			e.must(exchange(e.connect(p, app.Addr(family)), marker))
+		}
+	}
+	if again.Seen(0) != 0 || outside(again) != 0 {
+		t.Error("an added pod's traffic is in plaintext")
+	}
+	traffic.stop(t)
+}
+
+// SIGHUP reads the files at once, and the daemon lives.
+func TestHangup(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	traffic := e.steady(e.Pod(1, 1), app.Addr(6))
+	for range 5 {
+		for _, file := range []string{"pods", "workloads"} {
+			e.reloads(d[0], file, "ok", func() { e.must(d[0].Signal(syscall.SIGHUP)) })
+		}
+	}
+	e.settled(d[0], 2)
+	select {
+	case <-d[0].Done():
+		t.Error("SIGHUP has ended the daemon")
+	default:
+	}
+	traffic.stop(t)
+}
+
+// A released pod's traffic is plaintext again, the log says so, and nothing is left.
+func TestRelease(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e, d := mesh(t)
+		app, err := e.Pod(2, 3).Echo(8080)
+		e.must(err)
+		secure, err := e.Pod(2, 1).Echo(8080)
+		e.must(err)
+		wire := e.wire(marker)
+		e.must(exchange(e.connect(e.Pod(1, 1), secure.Addr(family)), marker))
+		if wire.Seen(0) != 0 {
+			t.Error("control: the marker is on the wire before the release")
+		}
+		e.setPods(d[0], entryOf(e.Pod(1, 2)))
+		if left := e.Nodes[0].State(e.Pod(1, 1)); left != "" {
+			t.Errorf("left behind:\n%s", left)
+		}
+		e.must(exchange(e.connect(e.Pod(1, 1), app.Addr(family)), marker))
+		if wire.Seen(0) == 0 {
+			t.Error("the released pod's traffic is not on the wire")
+		}
+		if log := d[0].LogTail(10); !strings.Contains(log, "pod released") || !strings.Contains(log, "plaintext") {
+			t.Errorf("the log does not say so:\n%s", log)
+		}
+	})
+}
+
+// A pod that runs when it is enrolled: its new connections are carried.
+func TestEnrolRunning(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e, d := mesh(t)
+		app, err := e.Pod(2, 3).Echo(8080)
+		e.must(err)
+		three := e.Pod(1, 3)
+		wire := e.wire(marker)
+		e.must(exchange(e.connect(three, app.Addr(family)), marker))
+		if wire.Seen(0) == 0 {
+			t.Error("control: the marker is not on the wire before the enrolment")
+		}
+		e.setWorkloads(e.Workloads(), d...)
+		e.setPods(d[0], entryOf(e.Pod(1, 1)), entryOf(e.Pod(1, 2)), entryOf(three))
+		e.setPods(d[1], entryOf(e.Pod(2, 1)), entryOf(e.Pod(2, 2)), entryOf(e.Pod(2, 3)))
+		again := e.wire(marker)
+		e.must(exchange(e.connect(three, app.Addr(family)), marker))
+		if again.Seen(0) != 0 || outside(again) != 0 {
+			t.Error("plaintext after the enrolment")
+		}
+	})
+}
+
+// A denial reaches a connection that lives; one of another identity stays.
+func TestDenialReachesLiveConnections(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e, d := ruled(t)
+		app, err := e.Pod(2, 1).Echo(8080)
+		e.must(err)
+		denied, control := e.connect(e.Pod(1, 1), app.Addr(family)), e.connect(e.Pod(1, 2), app.Addr(family))
+		e.must(exchange(denied, "before"))
+		e.must(exchange(control, "before"))
+		e.reloads(d[1], "policy", "ok", func() { e.replace(d[1].Node, "policy.yaml", denial("no-first", e.Pod(1, 1))) })
+		if _, err := io.ReadAll(denied); !isReset(err) {
+			t.Errorf("a connection that is denied by now ended with %v, want a reset", err)
+		}
+		line := e.line(d[1], "inbound", app.Addr(family))
+		if line.String("reason") != "denied" || line.String("detail") != "no-first" || line.String("src.identity") != e.Pod(1, 1).Identity() {
+			t.Errorf("the access log has %v", line)
+		}
+		if err := e.try(e.Pod(1, 1), app.Addr(family)); err == nil {
+			t.Error("a new connection of the denied identity was served")
+		}
+		e.must(exchange(control, "after"))
+		// Taken back, it is served again.
+		e.reloads(d[1], "policy", "ok", func() { e.replace(d[1].Node, "policy.yaml", noRules) })
+		e.must(exchange(e.connect(e.Pod(1, 1), app.Addr(family)), "again"))
+		e.must(exchange(control, "again"))
+	})
+}
+
+// Many more connections than a turn takes are all rechecked.
+func TestDenialReachesManyConnections(t *testing.T) {
+	const many = 1200
+	e, d := ruled(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	var conns []*net.TCPConn
+	for range many {
+		c := e.connect(e.Pod(1, 1), app.Addr(4))
+		e.must(exchange(c, "x"))
+		conns = append(conns, c)
+	}
+	control := e.connect(e.Pod(1, 2), app.Addr(4))
+	e.must(exchange(control, "before"))
+	e.reloads(d[1], "policy", "ok", func() { e.replace(d[1].Node, "policy.yaml", denial("no-first", e.Pod(1, 1))) })
+	for i, c := range conns {
+		if _, err := io.ReadAll(c); !isReset(err) {
+			t.Fatalf("connection %d of %d ended with %v, want a reset", i, many, err)
+		}
+	}
+	e.must(exchange(control, "after"))
+	e.must(lab.Until(e.ctx, "all are counted as denied", func() error {
+		if n := e.sum(d[1], "culvert_connections_closed_total", "reporter", "destination", "reason", "denied"); n != many {
+			return fmt.Errorf("%v of %d are", n, many)
+		}
+		return nil
+	}))
+}
+
+// A broken file changes nothing, is counted and named with its line, and is taken
+// once it is mended.
+func TestBrokenFileKeepsTheState(t *testing.T) {
+	e, d := ruled(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	traffic := e.steady(e.Pod(1, 1), app.Addr(4))
+	e.reloads(d[0], "policy", "ok", func() { e.replace(d[0].Node, "policy.yaml", denial("no-other", e.Pod(2, 2))) })
+	own, err := e.Pod(1, 1).Echo(8081)
+	e.must(err)
+	for _, broken := range []struct{ file, text, where string }{
+		{"pods", "pods:\n- name: x\n  netns: relative\n  addresses: [10.0.0.1]\n", "pods.yaml:3:"},
+		{"workloads", "workloads:\n- name: x\n  addresses: [10.77.2.300]\n", "workloads.yaml:3:"},
+		{"workloads", "workloads: [\n", "workloads.yaml:"},
+		{"policy", "rules:\n- name: x\n  denySource: [nobody]\n", "policy.yaml:3:"},
+	} {
+		path := filepath.Join(d[0].Node.Dir, broken.file+".yaml")
+		good, err := os.ReadFile(path)
+		e.must(err)
+		e.reloads(d[0], broken.file, "error", func() { e.replace(d[0].Node, broken.file+".yaml", broken.text) })
+		if log := d[0].LogTail(5); !strings.Contains(log, broken.where) {
+			t.Errorf("the log does not name %s:\n%s", broken.where, log)
+		}
+		e.settled(d[0], 2)
+		e.must(exchange(e.connect(e.Pod(1, 2), app.Addr(6)), "kept"))
+		if err := e.try(e.Pod(2, 2), own.Addr(4)); err == nil {
+			t.Errorf("the rule in force before is not, after a broken %s", broken.file)
+		}
+		// SIGHUP says it again.
+		e.reloads(d[0], broken.file, "error", func() { e.must(d[0].Signal(syscall.SIGHUP)) })
+		e.reloads(d[0], broken.file, "ok", func() { e.replace(d[0].Node, broken.file+".yaml", string(good)) })
+	}
+	e.reloads(d[0], "pods", "error", func() { e.must(os.Remove(filepath.Join(d[0].Node.Dir, "pods.yaml"))) })
+	e.settled(d[0], 2)
+	e.must(exchange(e.connect(e.Pod(1, 2), app.Addr(6)), "kept"))
+	traffic.stop(t)
+}
+
+// A workload that was hbone is tcp, and back: each new connection is as its file
+// says, and the traffic of others is not disturbed.
+func TestProtocolFlips(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e, d := mesh(t)
+		app, err := e.Pod(2, 1).Echo(8080)
+		e.must(err)
+		flipped, err := e.Pod(2, 2).Echo(8080)
+		e.must(err)
+		traffic := e.steady(e.Pod(1, 1), app.Addr(family))
+		as := func(protocol string) []lab.Workload {
+			ws := e.enrolled()
+			ws[3].Protocol = protocol
+			return ws
+		}
+		held := e.connect(e.Pod(1, 2), flipped.Addr(family))
+		e.must(exchange(held, "before"))
+		for range 2 {
+			// Its own node takes it out of the mesh, so that plaintext is answered.
+			e.setPods(d[1], entryOf(e.Pod(2, 1)))
+			e.setWorkloads(as("tcp"), d...)
+			wire := e.wire(marker)
+			e.must(exchange(e.connect(e.Pod(1, 2), flipped.Addr(family)), marker))
+			if wire.Seen(0) == 0 {
+				t.Error("a workload that says tcp was not reached in plaintext")
+			}
+			e.setWorkloads(as("hbone"), d...)
+			e.setPods(d[1], entryOf(e.Pod(2, 1)), entryOf(e.Pod(2, 2)))
+			again := e.wire(marker)
+			e.must(exchange(e.connect(e.Pod(1, 2), flipped.Addr(family)), marker))
+			if again.Seen(0) != 0 || outside(again) != 0 {
+				t.Error("a workload that says hbone was reached in plaintext")
+			}
+		}
+		traffic.stop(t)
+	})
+}
+
+// A workload that vanishes, or whose address is another's: what lives to it ends.
+func TestDestinationVanishes(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	other, err := e.Pod(2, 2).Echo(8080)
+	e.must(err)
+	for name, change := range map[string]func([]lab.Workload) []lab.Workload{
+		"vanished":         func(ws []lab.Workload) []lab.Workload { return append(ws[:2:2], ws[3]) },
+		"another identity": func(ws []lab.Workload) []lab.Workload { ws[2].ServiceAccount = "usurper"; return ws },
+	} {
+		held, control := e.connect(e.Pod(1, 1), app.Addr(4)), e.connect(e.Pod(1, 1), other.Addr(4))
+		e.must(exchange(held, "before"))
+		e.must(exchange(control, "before"))
+		e.setWorkloads(change(e.enrolled()), d[0])
+		if _, err := io.ReadAll(held); !isReset(err) {
+			t.Errorf("%s: a connection to it ended with %v, want a reset", name, err)
+		}
+		if err := e.try(e.Pod(1, 1), app.Addr(4)); err == nil {
+			t.Errorf("%s: a new connection was served", name)
+		}
+		e.must(exchange(control, "after"))
+		found, err := d[0].WaitAccessLog(e.ctx, 1, func(l lab.Entry) bool {
+			return l.String("dst.addr") == app.Addr(4).String() && l.String("reason") == "unknown_destination"
+		})
+		if err != nil {
+			t.Errorf("%s: %v, %v", name, found, err)
+		}
+		e.setWorkloads(e.enrolled(), d[0]) // as it was
+		e.must(exchange(e.connect(e.Pod(1, 1), app.Addr(4)), "again"))
+		e.must(exchange(control, "again"))
+	}
+}
+
+// A pod is deleted and another identity gets its address, while a client keeps
+// calling: each answer is by the identity that the client's mesh knows.
+func TestReusedAddress(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e, d := mesh(t)
+		second := entryOf(e.Pod(2, 1))
+		second.Name, second.ServiceAccount = "successor", "successor"
+		app, err := e.Pod(2, 1).Echo(8080)
+		e.must(err)
+		dst := app.Addr(family)
+		held := e.connect(e.Pod(1, 1), dst)
+		e.must(exchange(held, "before"))
+		handshakes := func() float64 { return e.sum(d[0], "mtls_handshake_success_total") }
+		before := handshakes()
+		e.must(exchange(e.connect(e.Pod(1, 1), dst), "again"))
+		if n := handshakes(); n != before {
+			t.Errorf("control: the session is not reused, %v handshakes more", n-before)
+		}
+
+		calls, stop := context.WithCancel(e.ctx)
+		defer stop()
+		var served atomic.Int64
+		var caller sync.WaitGroup
+		caller.Go(func() { // a client that keeps calling
+			for calls.Err() == nil {
+				if e.call(e.Pod(1, 1), dst) == nil {
+					served.Add(1)
+				}
+			}
+		})
+		defer caller.Wait()
+		defer stop()
+
+		e.setPods(d[1], second, entryOf(e.Pod(2, 2)))
+		if _, err := io.ReadAll(held); !isReset(err) {
+			t.Errorf("the deleted pod's connection ended with %v, want a reset", err)
+		}
+		// The client's node still expects the first: it gives the second nothing.
+		was := served.Load()
+		if err := e.try(e.Pod(1, 1), dst); err == nil {
+			t.Error("an identity that is not expected was given data")
+		}
+		if n := e.sum(d[0], "mtls_handshake_failure_total", "reason", "identity_mismatch", "reporter", "source"); n == 0 {
+			t.Error("no mismatch of identities was seen")
+		}
+		if n := served.Load(); n != was {
+			t.Errorf("%d calls met a stale tunnel", n-was)
+		}
+		ws := e.enrolled()
+		ws[2].Name, ws[2].ServiceAccount = second.Name, second.ServiceAccount
+		e.setWorkloads(ws, d...)
+		stop()
+		caller.Wait()
+		e.must(e.call(e.Pod(1, 1), dst))
+		want := "spiffe://" + lab.TrustDomain + "/ns/" + second.Namespace + "/sa/" + second.ServiceAccount
+		found, err := d[0].WaitAccessLog(e.ctx, 1, func(l lab.Entry) bool { return l.String("dst.identity") == want })
+		if err != nil {
+			t.Errorf("no connection is logged with %s: %v, %v", want, found, err)
+		}
+	})
+}
+
+// A pod replaced in its own namespace is refused in between, never in plaintext.
+func TestReplacedInPlaceLeaksNothing(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	wire := e.wire(marker)
+	calls, stop := context.WithCancel(e.ctx)
+	var served, refused atomic.Int64
+	var caller sync.WaitGroup
+	caller.Go(func() {
+		for calls.Err() == nil {
+			if e.call(e.Pod(1, 1), app.Addr(4)) == nil {
+				served.Add(1)
+			} else {
+				refused.Add(1)
+			}
+		}
+	})
+	defer caller.Wait()
+	defer stop()
+	for i := range 10 {
+		next := entryOf(e.Pod(1, 1))
+		if i%2 == 0 { // under another name, under another service account
+			next.Name = fmt.Sprintf("name%d", i)
+		} else {
+			next.ServiceAccount = fmt.Sprintf("sa%d", i)
+		}
+		e.setPods(d[0], next, entryOf(e.Pod(1, 2)))
+	}
+	stop()
+	caller.Wait()
+	t.Logf("%d calls served, %d refused meanwhile", served.Load(), refused.Load())
+	if n := outside(wire); n != 0 || wire.Seen(0) != 0 {
+		t.Errorf("%d payload-bearing segments in plaintext", n)
+	}
+	if served.Load() == 0 {
+		t.Error("control: no call was served at all")
+	}
+	e.must(exchange(e.connect(e.Pod(1, 1), app.Addr(4)), marker))
+}
+
+// A pod whose namespace is not there does not keep the others from being served,
+// and is enrolled once it is there.
+func TestPodThatCannotBeEnrolledYet(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	traffic := e.steady(e.Pod(1, 1), app.Addr(4))
+	late := entryOf(e.Pod(1, 3))
+	path := filepath.Join(d[0].Node.Dir, "late")
+	late.Netns = path
+	e.setWorkloads(append(e.enrolled(), e.Pod(1, 3).Workload()), d...)
+	e.reloads(d[0], "pods", "ok", func() {
+		e.replace(d[0].Node, "pods.yaml", e.text("pods", []podEntry{entryOf(e.Pod(1, 1)), entryOf(e.Pod(1, 2)), late}))
+	})
+	e.must(lab.Until(e.ctx, "the failure is said", func() error {
+		if log := d[0].LogTail(20); !strings.Contains(log, "pod is not enrolled") || !strings.Contains(log, path) {
+			return errors.New("it is not in the log")
+		}
+		if n := e.sum(d[0], "culvert_pods", "state", "enrolling"); n != 1 {
+			return fmt.Errorf("%v pods are enrolling", n)
+		}
+		return nil
+	}))
+	e.must(os.Symlink(e.Pod(1, 3).NetnsPath(), path))
+	e.settled(d[0], 3)
+	wire := e.wire(marker)
+	e.must(exchange(e.connect(e.Pod(1, 3), app.Addr(4)), marker))
+	if wire.Seen(0) != 0 {
+		t.Error("it is in plaintext")
+	}
+	traffic.stop(t)
+}
+
+// The path of a pod leads to another namespace by now, and its file says nothing
+// new: it is a new pod, and what was there is released.
+func TestNamespaceBehindThePathIsReplaced(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	three, path := e.Pod(1, 3), filepath.Join(d[0].Node.Dir, "by-link")
+	lead := func(to *lab.Pod) {
+		e.must(os.Symlink(to.NetnsPath(), path+".new"))
+		e.must(os.Rename(path+".new", path))
+	}
+	lead(three)
+	entry := entryOf(three)
+	entry.Netns = path
+	e.setWorkloads(append(e.enrolled(), three.Workload()), d...)
+	e.setPods(d[0], entryOf(e.Pod(1, 1)), entry)
+	e.must(e.call(three, app.Addr(4)))
+	held := e.connect(three, app.Addr(4))
+	e.must(exchange(held, "before"))
+
+	lead(e.Pod(1, 2)) // which has not this address
+	if _, err := io.ReadAll(held); !isReset(err) {
+		t.Errorf("a connection of the namespace that was replaced ended with %v, want a reset", err)
+	}
+	e.must(lab.Until(e.ctx, "nothing is left in the namespace that was replaced", func() error {
+		if left := e.Nodes[0].State(three); left != "" {
+			return errors.New(left)
+		}
+		if n := e.sum(d[0], "culvert_pods", "state", "enrolling"); n != 1 {
+			return fmt.Errorf("%v pods are enrolling", n)
+		}
+		return nil
+	}))
+	lead(three)
+	e.settled(d[0], 2)
+	wire := e.wire(marker)
+	e.must(e.call(three, app.Addr(4)))
+	if wire.Seen(0) != 0 {
+		t.Error("it is in plaintext")
+	}
+}
+
+// The name of the namespace goes away first: the pod is still served, since who is
+// in it is still there, and its release does not hang.
+func TestNamespaceGone(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	two := e.Pod(1, 2)
+	e.must(netns.DeleteNamed(filepath.Base(two.NetnsPath())))
+	wire := e.wire(marker)
+	e.must(e.call(two, app.Addr(4)))
+	if wire.Seen(0) != 0 {
+		t.Error("it is in plaintext")
+	}
+	e.setPods(d[0], entryOf(e.Pod(1, 1)))
+	// What looks for links goes by the name.
+	if left := strings.TrimPrefix(e.Nodes[0].State(two), "error: find namespace: no such file or directory"); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+	e.must(d[0].Stop(e.ctx))
+	out, err := d[0].Cleanup(e.ctx)
+	e.must(err)
+	if out == "" {
+		t.Error("control: the release of a pod whose namespace is there reports nothing")
+	}
+}
