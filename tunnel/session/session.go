@@ -28,29 +28,32 @@ type Session struct {
 }
 
 // New joins a record layer to an HTTP/2 connection. leftover is what was read
-// behind the handshake's last record.
+// behind the handshake's last record; it is copied.
 func New(records *record.Layer, conn *h2.Conn, leftover []byte) *Session {
-	return &Session{Records: records, H2: conn, partial: leftover}
+	s := &Session{Records: records, H2: conn}
+	s.Keep(leftover)
+	return s
 }
 
 // Restore puts what was kept by Keep at the front of buf, for the next bytes
 // of the socket to follow, and returns its length.
 func (s *Session) Restore(buf []byte) int {
 	n := copy(buf, s.partial)
-	s.partial = nil
+	s.partial = s.partial[:0] // its memory serves the next Keep
 	return n
 }
 
 // Pending is how many bytes Restore would put back.
 func (s *Session) Pending() int { return len(s.partial) }
 
-// Keep keeps the beginning of a record that is not whole yet. It copies rest.
+// Keep keeps the beginning of a record that is not whole yet. It copies rest. A
+// session with nothing to keep holds no memory for it.
 func (s *Session) Keep(rest []byte) {
 	if len(rest) == 0 {
 		s.partial = nil
 		return
 	}
-	s.partial = append(make([]byte, 0, len(rest)), rest...)
+	s.partial = append(s.partial[:0], rest...)
 }
 
 // Next takes one record from the front of buf, opens it in place, and returns
