@@ -43,7 +43,7 @@ func newPeerMesh(t *testing.T, cfg lab.DaemonConfig, settings ...http2.Setting) 
 	good := peerTLS(e.svid(m.ca, m.impostor.Identity()))
 	m.present = func() *tls.Config { return good }
 	_, err := m.impostor.Serve(hbonePort, func(c *net.TCPConn) {
-		_ = c.SetDeadline(time.Now().Add(4 * patience))
+		_ = c.SetDeadline(time.Now().Add(4 * patience()))
 		f := &framed{conn: tls.Server(c, m.present()), raw: c, frames: make(chan frame, 4096), closed: make(chan struct{})}
 		if f.conn.Handshake() != nil {
 			return
@@ -70,7 +70,7 @@ func (m *peerMesh) session() *framed {
 		m.t.Cleanup(f.hangUp)
 		f.t = m.t
 		return f
-	case <-time.After(patience):
+	case <-time.After(patience()):
 		m.t.Fatal("no session was opened")
 		return nil
 	}
@@ -177,7 +177,7 @@ func (f *framed) hangUp() { f.once.Do(func() { close(f.closed); f.raw.Close() })
 // next is the next frame of a type; others are passed over.
 func (f *framed) next(want http2.FrameType) frame {
 	f.t.Helper()
-	x, ok := f.within(want, patience)
+	x, ok := f.within(want, patience())
 	if !ok {
 		f.t.Fatalf("no %v has come", want)
 	}

@@ -51,7 +51,7 @@ func TestPlainBytesOnHBONE(t *testing.T) {
 				watch := c.watch(c.daemons[1])
 				wire := c.capture(capture.Config{NS: c.Nodes[1].NS, Interface: c.server.HostEnd()})
 				conn := c.connect(c.stranger, netip.AddrPortFrom(c.server.Addr(family), hbonePort))
-				c.must(conn.SetDeadline(time.Now().Add(patience)))
+				c.must(conn.SetDeadline(time.Now().Add(patience())))
 				c.must(tc.say(conn))
 				b, err := io.ReadAll(conn)
 				if isTimeout(err) || len(b) > tc.answer {

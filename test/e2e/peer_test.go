@@ -33,8 +33,15 @@ import (
 // The peers of this file speak HBONE by crypto/tls and x/net/http2 and share no
 // code with the tunnel, so that they can be wrong in ways that it never is.
 
+// scaled is a time as a slow machine needs it: one that CULVERT_TEST_SLOWNESS
+// says is.
+func scaled(d time.Duration) time.Duration {
+	const most = 4
+	return d * min(most, atOnce()/(50*time.Millisecond))
+}
+
 // patience is how long a peer waits for anything.
-const patience = 5 * time.Second
+func patience() time.Duration { return scaled(5 * time.Second) }
 
 // authority is a CA below the lab's root. The root is there once a node has
 // been configured.
@@ -109,7 +116,7 @@ func (e *env) session(from *lab.Pod, to netip.Addr, cfg *tls.Config) (*peerSessi
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetDeadline(time.Now().Add(patience))
+	_ = c.SetDeadline(time.Now().Add(patience()))
 	s := &peerSession{Conn: tls.Client(c, cfg), next: 1}
 	if err := s.Handshake(); err != nil {
 		c.Close()
@@ -252,7 +259,7 @@ func (e *env) peerServer(p *lab.Pod) *peerServer {
 	e.t.Helper()
 	s := &peerServer{next: make(chan func(net.Conn) heard, 1), told: make(chan heard, 16)}
 	app, err := p.Serve(hbonePort, func(c *net.TCPConn) {
-		_ = c.SetDeadline(time.Now().Add(patience))
+		_ = c.SetDeadline(time.Now().Add(patience()))
 		select {
 		case f := <-s.next:
 			s.told <- f(c)

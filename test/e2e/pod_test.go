@@ -63,7 +63,7 @@ func TestMPTCP(t *testing.T) {
 		e := e.in(t)
 		var dialer net.Dialer
 		dialer.SetMultipathTCP(true)
-		ctx, cancel := context.WithTimeout(e.ctx, patience)
+		ctx, cancel := context.WithTimeout(e.ctx, patience())
 		defer cancel()
 		wire := e.wire(marker)
 		c, err := from.DialWith(ctx, &dialer, app.Addr(family))
@@ -264,7 +264,7 @@ func TestNothingLeaks(t *testing.T) {
 	round(6, n/2, false)
 	const slack = 128 // what the stocks of both families keep, of 1,000
 	for _, d := range d {
-		end := time.Now().Add(2 * patience)
+		end := time.Now().Add(2 * patience())
 		err := lab.Until(e.ctx, "descriptors and goroutines are given back", func() error {
 			if f, g := fds(d), goroutines(d); f > before[d][0]+slack || g > before[d][1]+8 {
 				return fmt.Errorf("%s has %v descriptors and %v goroutines, it had %v and %v", d.Node.Name, f, g, before[d][0], before[d][1])
@@ -302,7 +302,7 @@ func TestRenewal(t *testing.T) {
 	leaf := func(s *framed) string { return s.conn.ConnectionState().PeerCertificates[0].SerialNumber.Text(16) }
 	old := leaf(s1)
 	// New sessions, each to be ended, until one has another certificate.
-	end := time.Now().Add(2 * patience)
+	end := time.Now().Add(2 * patience())
 	err := lab.Until(m.ctx, "a new session has a new certificate", func() error {
 		c := m.connect(m.client, m.app(6))
 		s := m.session()
@@ -313,7 +313,7 @@ func TestRenewal(t *testing.T) {
 		s.do(func() error { return s.fr.WriteGoAway(stream, http2.ErrCodeNo, nil) })
 		s.do(func() error { return s.fr.WriteData(stream, true, nil) })
 		m.must(c.CloseWrite())
-		if !s.ended(patience) {
+		if !s.ended(patience()) {
 			return errors.New("the session does not end")
 		}
 		if serial == old {

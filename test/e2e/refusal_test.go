@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -26,7 +27,7 @@ import (
 
 // handshakeTimeout is what the daemons of these tests are told: long for a
 // handshake on a busy machine, short for a peer that is silent on purpose.
-const handshakeTimeout = time.Second
+func handshakeTimeout() time.Duration { return scaled(time.Second) }
 
 // in is the same lab for a subtest.
 func (e *env) in(t *testing.T) *env {
@@ -130,7 +131,7 @@ func (w *watch) failed(reporter string, reason identity.Reason, detail string) {
 
 // soon ends a wait.
 func (w *watch) soon() func() error {
-	end := time.Now().Add(patience)
+	end := time.Now().Add(patience())
 	return func() error {
 		if time.Now().After(end) {
 			return errors.New("out of patience")
@@ -205,6 +206,9 @@ type peerCheck struct {
 
 func newPeerCheck(t *testing.T) *peerCheck {
 	e := setup(t)
+	ctx, cancel := context.WithTimeout(context.Background(), scaled(time.Minute))
+	t.Cleanup(cancel)
+	e.ctx = ctx // the peers of TestPeerCheck are many
 	// Makes the root, below which the peers have their certificates.
 	e.must(e.Nodes[0].Configure(lab.DaemonConfig{}))
 	c := &peerCheck{
@@ -248,7 +252,7 @@ func (c *peerCheck) run(trust string) {
 		}
 		d, err := n.StartDaemon(c.ctx, lab.DaemonConfig{
 			Binary: ztunnel, Pods: n.Pods[:2], Workloads: append(c.enrolled(), c.impostor.Workload()),
-			Settings: map[string]any{"identity": ca, "tunnel": map[string]any{"handshakeTimeout": handshakeTimeout.String()}},
+			Settings: map[string]any{"identity": ca, "tunnel": map[string]any{"handshakeTimeout": handshakeTimeout().String()}},
 		})
 		c.must(err)
 		c.daemons = append(c.daemons, d)
@@ -360,7 +364,7 @@ func (c *peerCheck) heard() heard {
 	select {
 	case h := <-c.listener.told:
 		return h
-	case <-time.After(2 * patience):
+	case <-time.After(2 * patience()):
 		c.t.Fatal("nobody came to the server")
 		return heard{}
 	}
@@ -463,7 +467,7 @@ func TestPeerCheck(t *testing.T) {
 		{name: "revoked/id", svid: listed,
 			reason: identity.ReasonRevoked, detail: "SPIFFE ID", alert: "revoked certificate",
 			refusing: fmt.Sprintf("deny:\n  ids: [%q, %q]\n", clientID, serverID)},
-		{name: "timeout", silent: true, reason: identity.ReasonTimeout, detail: handshakeTimeout.String()},
+		{name: "timeout", silent: true, reason: identity.ReasonTimeout, detail: handshakeTimeout().String()},
 	}
 	alien := kept(func(string) *identity.SVID { return c.svid(other, "spiffe://other.example/ns/demo/sa/alien") })
 	clients := append([]wrong{

@@ -122,7 +122,7 @@ func TestGoAway(t *testing.T) {
 			_, err := io.ReadAll(c)
 			m.must(err)
 		}
-		if !s1.ended(patience) {
+		if !s1.ended(patience()) {
 			t.Error("the drained session was not closed")
 		}
 		m.must(s2.exchange(c3, "six"))
@@ -237,7 +237,7 @@ func TestOneDial(t *testing.T) {
 
 // TestDeadPeer: a peer that says nothing any more is asked, and given up.
 func TestDeadPeer(t *testing.T) {
-	const after, dead = 200 * time.Millisecond, 600 * time.Millisecond
+	after, dead := scaled(200*time.Millisecond), scaled(600*time.Millisecond)
 	m := newPeerMesh(t, tunnelSettings(map[string]any{"pingAfter": after.String(), "deadAfter": dead.String()}))
 	families(t, func(t *testing.T, family int) {
 		m := m.in(t)
@@ -269,7 +269,7 @@ func TestDeadPeer(t *testing.T) {
 
 // TestIdleSession: a session without streams is closed in good order.
 func TestIdleSession(t *testing.T) {
-	const idle = 400 * time.Millisecond
+	idle := scaled(400 * time.Millisecond)
 	m := newPeerMesh(t, tunnelSettings(map[string]any{"idle": idle.String()}))
 	families(t, func(t *testing.T, family int) {
 		m := m.in(t)
@@ -288,7 +288,7 @@ func TestIdleSession(t *testing.T) {
 		if x := s.next(http2.FrameGoAway); x.code != http2.ErrCodeNo {
 			t.Errorf("GOAWAY with %v", x.code)
 		}
-		if !s.ended(patience) {
+		if !s.ended(patience()) {
 			t.Error("the session was not closed")
 		}
 	})
@@ -368,7 +368,7 @@ func TestTunnelLost(t *testing.T) {
 // TestExpiredSession: nothing new rests on a certificate whose time is over; what
 // is open goes on.
 func TestExpiredSession(t *testing.T) {
-	const life = 2500 * time.Millisecond // to the second below
+	life := scaled(2500 * time.Millisecond) // to the second below
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	app, err := m.Pod(2, 1).Echo(8080)
 	m.must(err)
@@ -410,10 +410,10 @@ func TestExpiredSession(t *testing.T) {
 	m.must(c1.CloseWrite())
 	m.must(c2.SetLinger(0))
 	m.must(c2.Close())
-	if !s1.ended(patience) {
+	if !s1.ended(patience()) {
 		t.Error("the session with the expired certificate was not closed")
 	}
-	m.must(s.SetDeadline(time.Now().Add(patience)))
+	m.must(s.SetDeadline(time.Now().Add(patience())))
 	// Our server refuses the stream, so that the client may ask again elsewhere.
 	reached := len(app.Peers())
 	_, err = s.connect("two", app.Addr(4))
