@@ -8,6 +8,7 @@
 package watch
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"io/fs"
 	"os"
@@ -32,7 +33,17 @@ type File struct {
 	seen    stamp      // at the last look
 	read    stamp      // when it was read last; zero: read it again in any case
 	sum     [sha256.Size]byte
+	filled  bool   // it was read once, and held something
 	failure string // the error of the last read; empty: none
+}
+
+// EmptyError says of a file that held something that it holds nothing. That is
+// an accident rather than a change, a full disk for one, and would release every
+// pod or lift every rule.
+type EmptyError struct{ Path string }
+
+func (e *EmptyError) Error() string {
+	return e.Path + ":1: the file is empty by now; where nothing is meant to be listed, write an empty list ([])"
 }
 
 // stamp tells one state of a file from another.
@@ -91,6 +102,9 @@ func look(path string) stamp {
 // load reads the file. The caller holds mu.
 func (f *File) load(now stamp) (data []byte, changed bool, err error) {
 	data, err = os.ReadFile(f.path)
+	if err == nil && f.filled && len(bytes.TrimSpace(data)) == 0 {
+		err = &EmptyError{f.path}
+	}
 	if err != nil {
 		changed = f.failure != err.Error()
 		f.failure, f.read = err.Error(), stamp{}
@@ -99,5 +113,6 @@ func (f *File) load(now stamp) (data []byte, changed bool, err error) {
 	sum := sha256.Sum256(data)
 	changed = f.failure != "" || sum != f.sum
 	f.failure, f.read, f.sum = "", now, sum
+	f.filled = f.filled || len(bytes.TrimSpace(data)) > 0
 	return data, changed, nil
 }

@@ -135,3 +135,13 @@ func TestReadTellsNow(t *testing.T) {
 	}
 	l.want("told already", "-")
 }
+
+// A file that is emptied is an accident; one that was always empty is none.
+func TestEmptiedFileIsAnError(t *testing.T) {
+	l := start(t, "one")
+	l.write(l.path, "\n")
+	l.want("emptied", (&EmptyError{l.path}).Error())
+	l.write(l.path, "one")
+	l.want("filled again", "one")
+	start(t, "")
+}

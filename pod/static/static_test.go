@@ -3,14 +3,18 @@
 package static
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/culvert-mesh/culvert/config/strict"
 	"github.com/culvert-mesh/culvert/pod"
 )
 
@@ -131,5 +135,75 @@ func TestReloadKeepsThePodsWhenTheFileIsBroken(t *testing.T) {
 	}
 	if got := names(); got != "b" {
 		t.Errorf("pods %s", got)
+	}
+}
+
+func TestWatchTakesChangesAndKeepsThePodsWhenTheFileIsBroken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pods.yaml")
+	replace := func(data string) {
+		t.Helper()
+		if err := os.WriteFile(path+".new", []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace("pods:\n- {name: a, netns: /a, addresses: [10.0.0.1]}\n")
+	s, err := Open(path, domain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	reports, done := make(chan error), make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Watch(ctx, func(err error) { reports <- err })
+	}()
+	defer func() { cancel(); <-done }()
+
+	next := func() error {
+		t.Helper()
+		select {
+		case err := <-reports:
+			return err
+		case <-time.After(10 * time.Second):
+			t.Fatal("the change is not seen")
+			return nil
+		}
+	}
+	first := func() string {
+		t.Helper()
+		pods, err := s.Pods(t.Context())
+		if err != nil || len(pods) != 1 {
+			t.Fatalf("%v, %v", pods, err)
+		}
+		return pods[0].Name
+	}
+	changed := s.Changed()
+	replace("pods:\n- {name: a, netns: b}\n")
+	var wrong *strict.Error
+	if err := next(); !errors.As(err, &wrong) || wrong.Line != 2 {
+		t.Errorf("a broken file: %v", err)
+	}
+	select {
+	case <-changed:
+		t.Error("a broken file is announced")
+	default:
+	}
+	if got := first(); got != "a" {
+		t.Errorf("pod %s", got)
+	}
+	replace("pods:\n- {name: b, netns: /a, addresses: [10.0.0.1]}\n")
+	if err := next(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("the change is not announced")
+	}
+	if got := first(); got != "b" {
+		t.Errorf("pod %s", got)
 	}
 }

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/redirect"
+)
+
+// maps that only remember, and what the snapshot said at each change.
+type fakeMaps struct {
+	f       *files
+	now     map[netip.Addr]redirect.Destination
+	history []string
+	full    bool // refuses what is new
+}
+
+func (m *fakeMaps) SetDestinations(want map[netip.Addr]redirect.Destination) error {
+	if m.full && len(want) > len(m.now) {
+		return errors.New("the map is full")
+	}
+	m.now = maps.Clone(want)
+	m.history = append(m.history, fmt.Sprintf("snapshot %d: %s", m.f.store.Load().Version, describe(want)))
+	return nil
+}
+
+func describe(m map[netip.Addr]redirect.Destination) string {
+	var out []string
+	for a, d := range m {
+		out = append(out, a.String()+map[redirect.Destination]string{redirect.DestinationHBONE: " hbone", redirect.DestinationTCP: " tcp"}[d])
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+func newFiles(t *testing.T, workloads string) (*files, *fakeMaps, string) {
+	t.Helper()
+	dir := t.TempDir()
+	cfg := config.Default(dir)
+	cfg.TrustDomain = spiffeid.RequireTrustDomainFromString("cluster.local")
+	cfg.Workloads.File = filepath.Join(dir, "w.yaml")
+	cfg.Policy.File = filepath.Join(dir, "p.yaml")
+	write(t, cfg.Workloads.File, workloads)
+	write(t, cfg.Policy.File, "rules: []\n")
+	f, err := readFiles(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &fakeMaps{f: f}
+	if err := f.steer(m); err != nil {
+		t.Fatal(err)
+	}
+	m.history = nil
+	return f, m, dir
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const (
+	a = "- {name: a, addresses: [10.0.0.1]}\n"
+	b = "- {name: b, addresses: [10.0.0.2]}\n"
+	c = "- {name: c, protocol: tcp, addresses: [10.0.0.3]}\n"
+)
+
+// At no time are the maps more permissive than the snapshot in force: an address
+// is captured before the snapshot says so, and let go after.
+func TestMapsAreNeverMorePermissiveThanTheSnapshot(t *testing.T) {
+	for name, tt := range map[string]struct{ before, after, tight, loose string }{
+		"a new one":        {a, a + b, "10.0.0.1 hbone, 10.0.0.2 hbone", "10.0.0.1 hbone, 10.0.0.2 hbone"},
+		"one removed":      {a + b, a, "10.0.0.1 hbone, 10.0.0.2 hbone", "10.0.0.1 hbone"},
+		"hbone to tcp":     {a + b, a + strings.Replace(b, "name: b", "name: b, protocol: tcp", 1), "10.0.0.1 hbone, 10.0.0.2 hbone", "10.0.0.1 hbone, 10.0.0.2 tcp"},
+		"tcp to hbone":     {a + c, a + strings.Replace(c, "tcp", "hbone", 1), "10.0.0.1 hbone, 10.0.0.3 hbone", "10.0.0.1 hbone, 10.0.0.3 hbone"},
+		"a new plain one":  {a, a + c, "10.0.0.1 hbone", "10.0.0.1 hbone, 10.0.0.3 tcp"},
+		"a plain one less": {a + c, a, "10.0.0.1 hbone", "10.0.0.1 hbone"},
+		"nothing changes":  {a + c, a + c, "10.0.0.1 hbone, 10.0.0.3 tcp", "10.0.0.1 hbone, 10.0.0.3 tcp"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, m, dir := newFiles(t, "workloads:\n"+tt.before)
+			write(t, filepath.Join(dir, "w.yaml"), "workloads:\n"+tt.after)
+			if err := f.takeWorkloads(f.workloads.Read()); err != nil {
+				t.Fatal(err)
+			}
+			want := []string{"snapshot 1: " + tt.tight, "snapshot 2: " + tt.loose}
+			if diff := cmp.Diff(want, m.history); diff != "" {
+				t.Errorf("-want +got\n%s", diff)
+			}
+		})
+	}
+}
+
+// A change that cannot be put in force, or a file that is wrong, changes nothing.
+func TestWhatCannotBeTakenChangesNothing(t *testing.T) {
+	f, m, dir := newFiles(t, "workloads:\n"+a)
+	registry := prometheus.NewRegistry()
+	r := newReports(slog.New(slog.DiscardHandler), registry, "workloads", "policy")
+	m.full = true
+	write(t, filepath.Join(dir, "w.yaml"), "workloads:\n"+a+b)
+	write(t, filepath.Join(dir, "p.yaml"), "rules: 5\n")
+	f.reload(r)
+	if v := f.store.Load().Version; v != 1 {
+		t.Errorf("snapshot %d is in force", v)
+	}
+	if got := describe(m.now); got != "10.0.0.1 hbone" {
+		t.Errorf("the maps hold %s", got)
+	}
+	m.full = false
+	write(t, filepath.Join(dir, "p.yaml"), "rules: []\n")
+	f.reload(r)
+	if v := f.store.Load().Version; v != 3 { // one for each file
+		t.Errorf("snapshot %d is in force", v)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, metric := range families[0].Metric {
+		got[metric.Label[0].GetValue()+" "+metric.Label[1].GetValue()] = metric.Counter.GetValue()
+	}
+	if diff := cmp.Diff(map[string]float64{"workloads ok": 1, "workloads error": 1, "policy ok": 1, "policy error": 1}, got); diff != "" {
+		t.Errorf("reloads counted, -want +got\n%s", diff)
+	}
+}
