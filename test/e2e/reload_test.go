@@ -685,3 +685,50 @@ func TestNamespaceGone(t *testing.T) {
 		t.Error("control: the release of a pod whose namespace is there reports nothing")
 	}
 }
+
+// A pod that an earlier daemon has enrolled, and that the next one cannot enrol, is
+// not released: it is listed, and stays refused until it can be.
+func TestListedPodStaysRefused(t *testing.T) {
+	e, d := mesh(t)
+	app, err := e.Pod(2, 3).Echo(8080)
+	e.must(err)
+	secure, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	two := e.Pod(1, 2)
+	path := filepath.Join(d[0].Node.Dir, "by-link")
+	e.must(os.Symlink(two.NetnsPath(), path))
+	entry := entryOf(two)
+	entry.Netns = path
+	e.setPods(d[0], entryOf(e.Pod(1, 1)), entry)
+	e.must(e.call(two, secure.Addr(4)))
+
+	d[0].Kill()
+	e.must(os.Remove(path))
+	wire := e.wire(marker)
+	e.replace(e.Nodes[0], "listed.yaml", e.text("pods", []podEntry{entryOf(e.Pod(1, 1)), entry}))
+	again, err := e.Nodes[0].StartDaemon(e.ctx, lab.DaemonConfig{Binary: ztunnel, Workloads: e.enrolled(), Settings: map[string]any{"pods": map[string]any{"file": "listed.yaml"}}})
+	e.must(err)
+	e.must(lab.Until(e.ctx, "the listed pod is tried", func() error {
+		if n := e.sum(again, "culvert_pods", "state", "enrolling"); n != 1 {
+			return fmt.Errorf("%v pods are enrolling", n)
+		}
+		return nil
+	}))
+	e.must(e.call(e.Pod(1, 1), secure.Addr(4)))
+	if err := e.call(two, secure.Addr(4)); !isRefused(err) {
+		t.Errorf("a listed pod that could not be enrolled: %v, want it refused", err)
+	}
+	e.must(os.Symlink(two.NetnsPath(), path))
+	e.settled(again, 2)
+	e.must(e.call(two, secure.Addr(4)))
+	if wire.Seen(0) != 0 {
+		t.Error("it was in plaintext meanwhile")
+	}
+	// The control: taken off the list, it is.
+	e.reloads(again, "pods", "ok", func() { e.replace(e.Nodes[0], "listed.yaml", e.text("pods", []podEntry{entryOf(e.Pod(1, 1))})) })
+	e.settled(again, 1)
+	e.must(e.call(two, app.Addr(4)))
+	if wire.Seen(0) == 0 {
+		t.Error("control: the released pod's marker is not on the wire")
+	}
+}
