@@ -591,7 +591,7 @@ func (t *Trunk) schedule() {
 func (t *Trunk) check(now time.Time) {
 	silent := now.Sub(t.lastRead)
 	switch {
-	case t.cfg.DeadAfter > 0 && silent >= t.cfg.DeadAfter:
+	case t.cfg.DeadAfter > 0 && silent >= t.cfg.DeadAfter && t.asked(now):
 		t.close(ErrDead)
 	case t.cfg.IdleAfter > 0 && t.empty() && now.Sub(t.idleSince) >= t.cfg.IdleAfter:
 		t.s.H2.GoAway(http2.ErrCodeNo, "idle")
@@ -599,6 +599,12 @@ func (t *Trunk) check(now time.Time) {
 	case t.cfg.PingAfter > 0 && silent >= t.cfg.PingAfter:
 		t.ping(now)
 	}
+}
+
+// asked reports whether the peer has had its time to answer. It has not when we
+// were the ones that stood still: a suspended machine, a stopped process.
+func (t *Trunk) asked(now time.Time) bool {
+	return t.cfg.PingAfter == 0 || !t.pingAt.IsZero() && now.Sub(t.pingAt) >= t.cfg.DeadAfter-t.cfg.PingAfter
 }
 
 func (t *Trunk) ping(now time.Time) {

@@ -132,12 +132,12 @@ func poll(t *testing.T, what string, done func() bool) {
 }
 
 func TestIdleTrunkCloses(t *testing.T) {
+	started := time.Now()
 	r := newRigWith(t, rigConfig{
 		loops:  2,
 		client: relay.TrunkConfig{IdleAfter: 20 * time.Millisecond},
 		serve:  func(c net.Conn, _ string) { echo(c) },
 	})
-	started := time.Now()
 	a, b := r.trunkEnd(), r.trunkEnd()
 	if a.side == "server" {
 		a, b = b, a
@@ -182,8 +182,8 @@ func TestSilentPeerIsGivenUp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := emptyRig(t, rigConfig{client: cfg})
 			p := r.facing(true)
+			started := time.Now() // before it can hear of us last
 			p.settle()
-			started := time.Now()
 			c := r.dial()
 			if e := r.trunkEnd(); !errors.Is(e.err, relay.ErrDead) {
 				t.Fatalf("the trunk ended with: %v", e.err)
@@ -215,6 +215,29 @@ func TestSilentPeerIsGivenUp(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A trunk that stood still itself, longer than a peer may be silent, asks before
+// it gives the peer up.
+func TestStandstillIsNotThePeersSilence(t *testing.T) {
+	cfg := relay.TrunkConfig{PingAfter: 150 * time.Millisecond, DeadAfter: 200 * time.Millisecond}
+	r := emptyRig(t, rigConfig{client: cfg})
+	p := r.facing(true)
+	p.settle()
+	release := hold(r.client)
+	<-time.After(2 * cfg.DeadAfter)
+	release()
+	f := until[*http2.PingFrame](p)
+	p.must(p.fr.WritePing(true, f.Data))
+	poll(t, "the answer", func() (answered bool) {
+		on(r.client, func() { answered = !r.trunk.Pinging() })
+		return answered
+	})
+	on(r.client, func() {
+		if r.trunk.Closed() {
+			t.Error("a peer that answers was given up")
+		}
+	})
 }
 
 // What the peer did not process goes to another trunk, with every byte that the
