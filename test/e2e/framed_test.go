@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,7 @@ type peerMesh struct {
 	sessions chan *framed
 	settings []http2.Setting // that it sends
 	present  func() *tls.Config
+	last     *framed
 }
 
 func newPeerMesh(t *testing.T, cfg lab.DaemonConfig, settings ...http2.Setting) *peerMesh {
@@ -44,7 +46,8 @@ func newPeerMesh(t *testing.T, cfg lab.DaemonConfig, settings ...http2.Setting) 
 	m.present = func() *tls.Config { return good }
 	_, err := m.impostor.Serve(hbonePort, func(c *net.TCPConn) {
 		_ = c.SetDeadline(time.Now().Add(4 * patience()))
-		f := &framed{conn: tls.Server(c, m.present()), raw: c, frames: make(chan frame, 4096), closed: make(chan struct{})}
+		seen := &records{Conn: c}
+		f := &framed{conn: tls.Server(seen, m.present()), raw: c, records: seen, frames: make(chan frame, 4096), closed: make(chan struct{})}
 		if f.conn.Handshake() != nil {
 			return
 		}
@@ -69,12 +72,16 @@ func (m *peerMesh) session() *framed {
 	case f := <-m.sessions:
 		m.t.Cleanup(f.hangUp)
 		f.t = m.t
+		m.last = f
 		return f
 	case <-time.After(patience()):
 		m.t.Fatal("no session was opened")
 		return nil
 	}
 }
+
+// old is the session that there is already; nil: none.
+func (m *peerMesh) old() *framed { return m.last }
 
 // none wants no further session to have been opened.
 func (m *peerMesh) none() {
@@ -92,17 +99,63 @@ type frame struct {
 	data   []byte
 	fields []hpack.HeaderField
 	code   http2.ErrCode
+	grows  int // bytes by which a window does
+}
+
+// records counts the TLS records that are read, by the length that their headers
+// say.
+type records struct {
+	net.Conn
+	mu      sync.Mutex // guards what follows
+	lengths map[int]int
+	header  []byte
+	skip    int
+}
+
+func (r *records) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for b := p[:n]; len(b) > 0; {
+		if r.skip > 0 {
+			k := min(r.skip, len(b))
+			r.skip -= k
+			b = b[k:]
+			continue
+		}
+		r.header = append(r.header, b[0])
+		b = b[1:]
+		if len(r.header) == 5 {
+			r.skip = int(r.header[3])<<8 | int(r.header[4])
+			if r.lengths == nil {
+				r.lengths = map[int]int{}
+			}
+			r.lengths[r.skip]++
+			r.header = r.header[:0]
+		}
+	}
+	return n, err
+}
+
+// of is how many records had a length.
+func (r *records) of(length int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lengths[length]
 }
 
 // framed is the server's end of a session, frame by frame. SETTINGS are
 // acknowledged, PING is answered unless deaf is set, windows are kept open.
 type framed struct {
-	t      *testing.T
-	conn   *tls.Conn
-	raw    *net.TCPConn
-	frames chan frame // closed at the end
-	once   sync.Once
-	closed chan struct{}
+	t       *testing.T
+	conn    *tls.Conn
+	raw     *net.TCPConn
+	records *records
+	frames  chan frame // closed at the end
+	once    sync.Once
+	closed  chan struct{}
+
+	given atomic.Int64 // bytes by which the connection's window has grown
 
 	mu   sync.Mutex // guards all
 	fr   *http2.Framer
@@ -155,6 +208,11 @@ func (f *framed) serve(settings []http2.Setting, ready chan<- *framed) {
 			}
 		case *http2.MetaHeadersFrame:
 			out.fields = append(out.fields, x.Fields...)
+		case *http2.WindowUpdateFrame:
+			out.grows = int(x.Increment)
+			if x.StreamID == 0 {
+				f.given.Add(int64(x.Increment))
+			}
 		case *http2.RSTStreamFrame:
 			out.code = x.ErrCode
 		case *http2.GoAwayFrame:

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
 
@@ -331,4 +332,61 @@ func TestRenewal(t *testing.T) {
 	if !strings.EqualFold(old, leaf(s1)) {
 		t.Error("control: the first session has another certificate")
 	}
+}
+
+// TestSecondInterface: of a pod with several interfaces only the primary's
+// addresses are the mesh's.
+func TestSecondInterface(t *testing.T) {
+	e := setup(t)
+	ours, other := e.Pod(2, 1), e.Pod(2, 3)
+	second := map[int][2]netip.Addr{
+		4: {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")},
+		6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")},
+	}
+	e.must(ours.Do(func() error {
+		return netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: "net1"}, PeerName: "net1", PeerNamespace: netlink.NsFd(other.NS.FD()),
+		})
+	}))
+	for i, p := range []*lab.Pod{ours, other} {
+		e.must(p.Do(func() error {
+			l, err := netlink.LinkByName("net1")
+			if err != nil {
+				return err
+			}
+			for family, a := range second {
+				addr := &netlink.Addr{IPNet: &net.IPNet{IP: a[i].AsSlice(), Mask: net.CIDRMask(a[i].BitLen()-8, a[i].BitLen())}}
+				if family == 6 {
+					addr.Flags = unix.IFA_F_NODAD
+				}
+				err = errors.Join(err, netlink.AddrAdd(l, addr))
+			}
+			return errors.Join(err, netlink.LinkSetUp(l))
+		}))
+	}
+	e.start(lab.DaemonConfig{})
+	app, err := ours.Echo(8080)
+	e.must(err)
+	outside, err := other.Echo(8080)
+	e.must(err)
+	families(t, func(t *testing.T, family int) {
+		e := e.in(t)
+		wire := e.capture(capture.Config{NS: other.NS, Interface: "net1", Markers: []string{marker}})
+		// Out of it.
+		e.must(e.try(ours, netip.AddrPortFrom(second[family][1], 8080)))
+		if wire.Seen(0) == 0 || len(outside.Peers()) == 0 {
+			t.Error("what the pod sends by its second interface is not there as it was sent")
+		}
+		// Into it.
+		e.must(e.try(other, netip.AddrPortFrom(second[family][0], 8080)))
+		// The controls: the primary address of the same pod, both ways.
+		if err := e.try(other, app.Addr(family)); !isRefused(err) {
+			t.Errorf("control: plaintext to the primary address: %v, want it refused", err)
+		}
+		carried := e.wire(marker)
+		e.must(e.try(e.Pod(1, 1), app.Addr(family)))
+		if carried.Seen(0) != 0 || inside(carried) == 0 {
+			t.Error("control: the primary address was not reached by the tunnel")
+		}
+	})
 }
