@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+
+	"github.com/culvert-mesh/culvert/internal/lab"
+)
+
+// held is what a daemon holds, by kind.
+type held struct {
+	descriptors, goroutines, links, states, pins int
+	memory                                       float64 // resident, MiB
+}
+
+func (h held) String() string {
+	return fmt.Sprintf("%d descriptors, %d goroutines, %d links, %d written states, %d pins, %.0f MiB", h.descriptors, h.goroutines, h.links, h.states, h.pins, h.memory)
+}
+
+// holds looks at a daemon from outside.
+func (e *env) holds(d *lab.Daemon) held {
+	e.t.Helper()
+	var h held
+	h.descriptors = int(e.sum(d, "process_open_fds"))
+	h.goroutines = int(e.sum(d, "go_goroutines"))
+	h.memory = e.sum(d, "process_resident_memory_bytes") / (1 << 20)
+	ours := map[uint64]bool{} // other tests of the machine have links too
+	for _, p := range d.Node.Pods {
+		var st syscall.Stat_t
+		e.must(syscall.Stat(p.NetnsPath(), &st))
+		ours[st.Ino] = true
+	}
+	var it link.Iterator
+	defer it.Close()
+	for it.Next() {
+		if info, err := it.Link.Info(); err == nil {
+			if ns := info.NetNs(); ns != nil && ours[uint64(ns.NetnsInode)] {
+				h.links++
+			}
+		}
+	}
+	e.must(it.Err())
+	states, err := filepath.Glob(filepath.Join(d.RunDir(), "pods", "*"))
+	e.must(err)
+	h.states = len(states)
+	pins := ""
+	if b, err := os.ReadFile(d.LogFile); err == nil {
+		_, rest, _ := strings.Cut(string(b), "pins=")
+		pins, _, _ = strings.Cut(rest, "\n")
+	}
+	e.must(filepath.WalkDir(strings.TrimSpace(pins), func(string, fs.DirEntry, error) error { h.pins++; return nil }))
+	return h
+}
+
+// 500 pods are enrolled and released under the traffic of another, fifty at a
+// time: nothing of them is left.
+func TestManyPodsComeAndGo(t *testing.T) {
+	const at, rounds = 50, 10
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	t.Cleanup(cancel)
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: at + 1, Prefix: prefix})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("close lab: %v", err)
+		}
+	})
+	e := &env{Lab: l, t: t, ctx: ctx}
+	var d []*lab.Daemon
+	for _, n := range e.Nodes {
+		one, err := n.StartDaemon(ctx, lab.DaemonConfig{Binary: ztunnel, Pods: n.Pods[:1]})
+		e.must(err)
+		d = append(d, one)
+	}
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	few := []podEntry{entryOf(e.Pod(1, 1))}
+	many := few
+	for _, p := range e.Nodes[0].Pods[1:] {
+		many = append(many, entryOf(p))
+	}
+	traffic := e.steady(e.Pod(1, 1), app.Addr(4))
+	e.setPods(d[0], many...) // what is made once is made by then
+	e.setPods(d[0], few...)
+	before := e.holds(d[0])
+	var most held
+	var slowest time.Duration
+	for range rounds {
+		begun := time.Now()
+		e.setPods(d[0], many...)
+		slowest = max(slowest, time.Since(begun))
+		most = e.holds(d[0])
+		last := e.Nodes[0].Pods[at]
+		e.must(e.call(last, app.Addr(6)))
+		e.setPods(d[0], few...)
+	}
+	if most.descriptors < before.descriptors+at || most.links < before.links+at || most.states < before.states+at || most.pins < before.pins+at {
+		t.Errorf("control: with %d pods more it holds %v, without them %v", at, most, before)
+	}
+	traffic.stop(t)
+	var after held
+	err = lab.Until(ctx, "what the pods took is given back", func() error {
+		after = e.holds(d[0])
+		if after.descriptors > before.descriptors+16 || after.goroutines > before.goroutines+16 ||
+			after.links != before.links || after.states != before.states || after.pins != before.pins || after.memory > before.memory*1.5+16 {
+			return fmt.Errorf("before %v; after %v", before, after)
+		}
+		return nil
+	})
+	t.Logf("%d enrolments, %d at a time (at most %v with the wait for the file): before %v; with them %v; after %v", at*rounds, at, slowest.Round(10*time.Millisecond), before, most, after)
+	e.must(err)
+	for _, p := range e.Nodes[0].Pods[1:] {
+		if left := e.Nodes[0].State(p); left != "" {
+			t.Errorf("left in %s:\n%s", p.Name, left)
+		}
+	}
+}
