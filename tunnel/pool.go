@@ -168,7 +168,7 @@ func (e *entry) dial() {
 		}
 		c := &clientTrunk{e: e, w: w, hs: d.hs}
 		if !w.Loop.Post(func() {
-			trunk, err := w.NewTrunk(d.fd, d.session, c, t.trunkConfig())
+			trunk, err := w.NewTrunk(d.fd, d.session, c, t.trunkConfig(d.hs))
 			if err != nil {
 				refuse(d.fd)
 				e.w.Loop.Post(func() { e.dialed(nil, err) })

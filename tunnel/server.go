@@ -91,7 +91,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 			refuse(d.fd)
 			return
 		}
-		trunk, err := w.NewTrunk(d.fd, d.session, in, t.trunkConfig())
+		trunk, err := w.NewTrunk(d.fd, d.session, in, t.trunkConfig(hs))
 		if err != nil {
 			refuse(d.fd)
 			t.cfg.Logger.Error("register tunnel connection", "peer", remote, "err", err)

@@ -28,6 +28,7 @@ import (
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/snapshot"
 	"github.com/culvert-mesh/culvert/telemetry"
+	"github.com/culvert-mesh/culvert/tunnel/handshake"
 	"github.com/culvert-mesh/culvert/tunnel/loop"
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
@@ -177,8 +178,8 @@ func (t *Tunnel) home(k poolKey) *worker {
 	return t.workers[maphash.Comparable(t.seed, k)%uint64(len(t.workers))]
 }
 
-func (t *Tunnel) trunkConfig() relay.TrunkConfig {
-	return relay.TrunkConfig{PingAfter: t.cfg.PingAfter, DeadAfter: t.cfg.DeadAfter, IdleAfter: t.cfg.IdleAfter}
+func (t *Tunnel) trunkConfig(hs *handshake.Result) relay.TrunkConfig {
+	return relay.TrunkConfig{Until: hs.Peer.Expiry, PingAfter: t.cfg.PingAfter, DeadAfter: t.cfg.DeadAfter, IdleAfter: t.cfg.IdleAfter}
 }
 
 func (t *Tunnel) verifier() identity.Verifier {

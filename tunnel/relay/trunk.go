@@ -58,6 +58,10 @@ type TrunkOwner interface {
 
 // TrunkConfig has a trunk's time limits. Zero means never.
 type TrunkConfig struct {
+	// Until is when the peer's certificate ends, by the wall clock: from then on
+	// the trunk drains.
+	Until time.Time
+
 	PingAfter time.Duration // silence after which the peer is asked
 	DeadAfter time.Duration // silence after which it is given up; longer than PingAfter
 	IdleAfter time.Duration // time without streams after which it is closed
@@ -577,10 +581,16 @@ func (t *Trunk) schedule() {
 			d = limit
 		}
 	}
+	d /= 2
+	if !t.cfg.Until.IsZero() && !t.draining {
+		if left := time.Until(t.cfg.Until); d == 0 || left < d {
+			d = max(left, time.Millisecond)
+		}
+	}
 	if d == 0 {
 		return
 	}
-	t.tick = t.w.Loop.After(max(d/2, time.Millisecond), func() {
+	t.tick = t.w.Loop.After(max(d, time.Millisecond), func() {
 		t.check(t.w.Loop.Now())
 		if !t.closed {
 			t.schedule()
@@ -589,6 +599,9 @@ func (t *Trunk) schedule() {
 }
 
 func (t *Trunk) check(now time.Time) {
+	if !t.cfg.Until.IsZero() && now.After(t.cfg.Until) {
+		t.Drain()
+	}
 	silent := now.Sub(t.lastRead)
 	switch {
 	case t.cfg.DeadAfter > 0 && silent >= t.cfg.DeadAfter && t.asked(now):

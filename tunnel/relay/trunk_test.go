@@ -150,6 +150,67 @@ func TestIdleTrunkCloses(t *testing.T) {
 	}
 }
 
+// When the peer's certificate ends, a trunk takes no new streams; those that are
+// open go on, and it ends with the last.
+func TestTrunkDrainsWhenThePeersTimeIsOver(t *testing.T) {
+	for _, side := range []string{"client", "server"} {
+		for name, ping := range map[string]time.Duration{"by itself": 0, "beside other limits": time.Hour} {
+			t.Run(side+" "+name, func(t *testing.T) {
+				until := time.Now().Add(300 * time.Millisecond)
+				cfg := rigConfig{loops: 2, serve: func(c net.Conn, _ string) { echo(c) }}
+				limits := relay.TrunkConfig{Until: until, PingAfter: ping}
+				if side == "client" {
+					cfg.client = limits
+				} else {
+					cfg.server = limits
+				}
+				r := newRigWith(t, cfg)
+				c := r.dial()
+				exchange(t, c)
+				late := func() error {
+					a, b := r.appPair(0)
+					defer b.Close()
+					rel, err := r.open(a)
+					if err == nil {
+						on(r.client, func() { rel.Abort(http2.ErrCodeCancel, "enough") })
+					}
+					return err
+				}
+				if err := late(); err != nil && time.Now().Before(until) {
+					t.Fatalf("the control, before its end: %v", err)
+				}
+				poll(t, "the end of new streams", func() bool {
+					return time.Now().After(until) && errors.Is(late(), h2.ErrGoingAway)
+				})
+				exchange(t, c)
+				_ = c.CloseWrite()
+				if b, err := io.ReadAll(c); err != nil || len(b) != 0 {
+					t.Fatalf("%q, %v", b, err)
+				}
+				for range 2 {
+					if e := r.trunkEnd(); !errors.Is(e.err, relay.ErrDrained) {
+						t.Errorf("the %s's trunk ended with: %v", e.side, e.err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A trunk without streams ends with the peer's certificate.
+func TestTrunkWithoutStreamsEndsWithThePeersCertificate(t *testing.T) {
+	until := time.Now().Add(50 * time.Millisecond)
+	r := newRigWith(t, rigConfig{loops: 2, server: relay.TrunkConfig{Until: until, IdleAfter: time.Hour}, serve: func(c net.Conn, _ string) { echo(c) }})
+	for range 2 {
+		if e := r.trunkEnd(); !errors.Is(e.err, relay.ErrDrained) {
+			t.Errorf("the %s's trunk ended with: %v", e.side, e.err)
+		}
+	}
+	if time.Now().Before(until) {
+		t.Error("it ended too early")
+	}
+}
+
 // A stream without traffic keeps its trunk, and pings keep it alive.
 func TestQuietStreamKeepsItsTrunk(t *testing.T) {
 	r := emptyRig(t, rigConfig{client: relay.TrunkConfig{PingAfter: 5 * time.Millisecond, DeadAfter: 10 * time.Second, IdleAfter: 10 * time.Millisecond}})
