@@ -262,6 +262,10 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 	defer cancel()
 	svid, err := t.cfg.Identity.SVID(ctx, k.pod.Identity)
 	if err != nil {
+		var f *identity.Failure
+		if errors.As(err, &f) { // our own certificate's time is over
+			t.recordHandshake(k.pod, telemetry.ReporterSource, k.dst, nil, f)
+		}
 		return nil, &issuanceError{err}
 	}
 	fd, err := k.pod.Sockets.Dial(k.dst)

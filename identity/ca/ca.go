@@ -60,7 +60,8 @@ type Authority struct {
 
 	mu      sync.Mutex // guards the fields below
 	files   files
-	bundles map[spiffeid.TrustDomain]*x509bundle.Bundle // replaced as a whole
+	extra   map[spiffeid.TrustDomain][]*x509.Certificate // not changed, replaced
+	bundles map[spiffeid.TrustDomain]*x509bundle.Bundle  // replaced as a whole
 	svids   map[spiffeid.ID]*entry
 	changed chan struct{}
 	said    string // what has last been logged about the files
@@ -111,7 +112,7 @@ func Open(_ context.Context, cfg Config) (*Authority, error) {
 		return nil, fmt.Errorf("open CA: %w", err)
 	}
 	a := &Authority{
-		cfg: cfg, files: f, bundles: bundles(cfg, f.roots),
+		cfg: cfg, files: f, extra: cfg.ExtraRoots, bundles: bundles(cfg.TrustDomain, f.roots, cfg.ExtraRoots),
 		svids: map[spiffeid.ID]*entry{}, changed: make(chan struct{}),
 	}
 	a.say(f.warning)
@@ -203,11 +204,11 @@ func makeIntermediate(cfg Config, root, old pair, now time.Time) (pair, error) {
 	return made, nil
 }
 
-func bundles(cfg Config, roots []*x509.Certificate) map[spiffeid.TrustDomain]*x509bundle.Bundle {
+func bundles(own spiffeid.TrustDomain, roots []*x509.Certificate, more map[spiffeid.TrustDomain][]*x509.Certificate) map[spiffeid.TrustDomain]*x509bundle.Bundle {
 	all := map[spiffeid.TrustDomain]*x509bundle.Bundle{
-		cfg.TrustDomain: x509bundle.FromX509Authorities(cfg.TrustDomain, roots),
+		own: x509bundle.FromX509Authorities(own, roots),
 	}
-	for td, extra := range cfg.ExtraRoots {
+	for td, extra := range more {
 		if all[td] == nil {
 			all[td] = x509bundle.New(td)
 		}
@@ -216,6 +217,16 @@ func bundles(cfg Config, roots []*x509.Certificate) map[spiffeid.TrustDomain]*x5
 		}
 	}
 	return all
+}
+
+// SetExtraRoots replaces Config.ExtraRoots. Handshakes from now on go by them;
+// what is open goes on. The map is not to be changed afterwards.
+func (a *Authority) SetExtraRoots(extra map[spiffeid.TrustDomain][]*x509.Certificate) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.extra = extra
+	a.bundles = bundles(a.cfg.TrustDomain, a.files.roots, extra)
+	a.announce()
 }
 
 // Bundle is identity.BundleSource's.
@@ -243,7 +254,8 @@ func (a *Authority) announce() {
 
 // SVID is identity.Source's. It issues at the first call for an identity, and
 // renews one that has passed half its life; when that fails, the valid one is
-// returned. It waits for nothing but a signature, so ctx is not looked at.
+// returned, and when none is valid any more, an identity.Failure with the reason
+// certificate_expired: the next call tries again. It waits for nothing but a signature, so ctx is not looked at.
 func (a *Authority) SVID(_ context.Context, id spiffeid.ID) (*identity.SVID, error) {
 	switch {
 	case id.TrustDomain() != a.cfg.TrustDomain:
@@ -279,7 +291,7 @@ func (a *Authority) current(e *entry, id spiffeid.ID) (*identity.SVID, error) {
 			a.cfg.Logger.Warn("renew certificate", "identity", id.String(), "err", err, "valid_until", e.svid.Leaf().NotAfter)
 			return e.svid, nil
 		}
-		return nil, err
+		return nil, overdue(e.svid, by, now, err)
 	}
 	renewal := e.svid != nil
 	e.svid, e.renew = s, renewAt(now, s.Leaf().NotAfter)
@@ -289,6 +301,18 @@ func (a *Authority) current(e *entry, id spiffeid.ID) (*identity.SVID, error) {
 		a.mu.Unlock()
 	}
 	return s, nil
+}
+
+// overdue is the error of an issuance, with its reason where that is that time
+// has run out: last is the SVID that could not be renewed, if there was one.
+func overdue(last *identity.SVID, by pair, now time.Time, err error) error {
+	switch {
+	case last != nil:
+		err = fmt.Errorf("this workload's own certificate ended at %s and cannot be renewed: %w", last.Leaf().NotAfter.UTC().Format(time.RFC3339), err)
+	case now.Before(by.cert.NotAfter):
+		return err
+	}
+	return &identity.Failure{Reason: identity.ReasonCertificateExpired, Detail: err.Error(), Err: err}
 }
 
 // renewAt is half the life, a tenth of that earlier or later, so that what was
@@ -377,7 +401,7 @@ func (a *Authority) take(f files) (due map[spiffeid.ID]*entry) {
 	} else if slices.EqualFunc(f.roots, a.files.roots, (*x509.Certificate).Equal) {
 		return nil
 	}
-	a.files, a.bundles = f, bundles(a.cfg, f.roots)
+	a.files, a.bundles = f, bundles(a.cfg.TrustDomain, f.roots, a.extra)
 	a.announce()
 	a.cfg.Logger.Info("took up changed CA files", "dir", a.cfg.Dir, "roots", len(f.roots), "valid_until", f.intermediate.cert.NotAfter)
 	return due

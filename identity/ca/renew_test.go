@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -15,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/identity"
 )
@@ -175,8 +178,13 @@ func TestFailedRenewalKeepsTheValidOne(t *testing.T) {
 		}
 
 		time.Sleep(time.Until(first.Leaf().NotAfter) + time.Second)
-		if got, err := a.SVID(t.Context(), web); err == nil {
+		got, err := a.SVID(t.Context(), web)
+		if err == nil {
 			t.Errorf("gave an SVID that ended at %s", got.Leaf().NotAfter)
+		}
+		wantExpired(t, err, "ended at", "on holiday")
+		if _, err := a.SVID(t.Context(), db); err == nil || errors.As(err, new(*identity.Failure)) {
+			t.Errorf("a new identity: %v, want an error that has nothing to do with time", err)
 		}
 		s.fail(nil)
 		accepts(t, a, svid(t, a, web))
@@ -196,11 +204,10 @@ func TestLeafEndsWithItsIssuer(t *testing.T) {
 			t.Errorf("leaf ends at %s, issuer at %s", s.Leaf().NotAfter, a.files.intermediate.cert.NotAfter)
 		}
 		time.Sleep(6 * time.Hour)
-		if got, err := a.SVID(t.Context(), db); err == nil {
-			t.Errorf("issued until %s", got.Leaf().NotAfter)
-		}
+		_, err := a.SVID(t.Context(), db)
+		wantExpired(t, err, "the intermediate has expired", "ztunnel ca intermediate")
 		time.Sleep(time.Second)
-		_, err := Open(t.Context(), Config{Dir: dir, TrustDomain: mesh})
+		_, err = Open(t.Context(), Config{Dir: dir, TrustDomain: mesh})
 		if err == nil || !strings.Contains(err.Error(), "expired") || !strings.Contains(err.Error(), "ztunnel ca intermediate") {
 			t.Errorf("Open: %v", err)
 		}
@@ -312,6 +319,72 @@ func TestRootRotation(t *testing.T) {
 		}
 		accepts(t, a, svid(t, a, web))
 	})
+}
+
+// The authority cannot sign any more, and by itself goes on when it can again: with
+// what a running one keeps in memory it signs until its intermediate ends.
+func TestStoppedPastTheLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rootDir, dir := newDir(t), filepath.Join(newDir(t), "node")
+		if err := Init(rootDir, mesh, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := NewIntermediate(rootDir, dir, mesh, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		a := open(t, dir, func(c *Config) { c.LeafTTL = time.Hour })
+		remove(intermediateKey)(t, dir)
+		a.reload()
+		time.Sleep(24 * time.Hour)
+		accepts(t, a, svid(t, a, web)) // the key in memory
+		time.Sleep(time.Until(a.files.intermediate.cert.NotAfter) + time.Second)
+		_, err := a.SVID(t.Context(), web)
+		wantExpired(t, err, "the intermediate has expired")
+
+		run(t, a)
+		changed := a.Changed()
+		if err := NewIntermediate(rootDir, dir, mesh, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(retryEvery + time.Second)
+		if !closed(changed) {
+			t.Error("the new intermediate is not taken up")
+		}
+		accepts(t, a, svid(t, a, web))
+	})
+}
+
+func wantExpired(t *testing.T, err error, details ...string) {
+	t.Helper()
+	var f *identity.Failure
+	if !errors.As(err, &f) || f.Reason != identity.ReasonCertificateExpired {
+		t.Errorf("%v, want %s", err, identity.ReasonCertificateExpired)
+		return
+	}
+	for _, d := range details {
+		if !strings.Contains(f.Detail, d) {
+			t.Errorf("detail %q, want %q in it", f.Detail, d)
+		}
+	}
+}
+
+// Roots are replaced while it runs, and whoever waits for a change is told.
+func TestSetExtraRoots(t *testing.T) {
+	a, b, c := open(t, newDir(t)), open(t, newDir(t)), open(t, newDir(t))
+	for _, next := range []*Authority{b, c} {
+		changed := a.Changed()
+		a.SetExtraRoots(map[spiffeid.TrustDomain][]*x509.Certificate{mesh: next.files.roots})
+		if !closed(changed) {
+			t.Error("nobody was told")
+		}
+		accepts(t, a, svid(t, next, web))
+		accepts(t, a, svid(t, a, web))
+	}
+	if _, f := (identity.Verifier{Bundles: a}).Verify(svid(t, b, web).Certificates, web); f == nil {
+		t.Error("a root that was taken away is still trusted")
+	}
+	a.reload() // keeps them
+	accepts(t, a, svid(t, c, web))
 }
 
 // Files that cannot be used change nothing.
