@@ -29,6 +29,8 @@ type Trust struct {
 	// without colons or leading zeros.
 	DeniedSerials []string
 	DeniedIDs     []spiffeid.ID
+	// Files are the PEM files that it names.
+	Files []string
 }
 
 // Denied says whether a leaf is on the deny list, and why. It fits
@@ -53,10 +55,13 @@ func (t *Trust) Denied(leaf *x509.Certificate, id spiffeid.ID) (string, bool) {
 //	deny:
 //	  serials: [3f:2a:9c]
 //	  ids: [spiffe://cluster.local/ns/demo/sa/old]
+//
+// Where it fails, what is returned beside the error has the Files that were come
+// upon, and nothing else: a change of one of them may be the mend.
 func LoadTrust(path string) (*Trust, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read trust file: %w", err)
+		return &Trust{}, fmt.Errorf("read trust file: %w", err)
 	}
 	t := &Trust{Roots: map[spiffeid.TrustDomain][]*x509.Certificate{}}
 	dir := filepath.Dir(path)
@@ -68,7 +73,7 @@ func LoadTrust(path string) (*Trust, error) {
 		})
 	})
 	if err != nil {
-		return nil, err
+		return &Trust{Files: t.Files}, err
 	}
 	return t, nil
 }
@@ -84,6 +89,7 @@ func (t *Trust) readDomain(o *strict.Object, dir string) {
 		if err != nil {
 			return nil, err
 		}
+		t.Files = append(t.Files, path)
 		return readRoots(path)
 	})
 	if _, twice := t.Roots[td]; twice && !td.IsZero() {

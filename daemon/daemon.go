@@ -11,7 +11,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +25,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/admin"
 	"github.com/culvert-mesh/culvert/config"
@@ -62,7 +60,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	issuer, denied, err := openIdentity(ctx, cfg, log)
+	issuer, trusted, err := openIdentity(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -100,7 +98,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	tun, err := tunnel.New(tunnel.Config{
 		Snapshots:        decided.store,
 		Identity:         issuer,
-		Denied:           denied,
+		Denied:           trusted.Denied,
 		Recorder:         &telemetry.Recorder{Metrics: metrics, Log: access},
 		Logger:           log,
 		Loops:            cfg.Loops,
@@ -114,6 +112,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		return err
 	}
 	undo.add(func() error { tun.Close(); return nil })
+	trusted.revoke = tun.Revoke
 
 	var ready atomic.Bool
 	failed := make(chan error, 1)
@@ -140,8 +139,8 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	})
 	undo.add(keeper.Close)
 	metrics.Registry().MustRegister(podStates{keeper})
-	reports := newReports(log, metrics.Registry(), "pods", "workloads", "policy")
-	stopWatching := watchFiles(ctx, decided, source, keeper, reports, opt.Reload)
+	reports := newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust")
+	stopWatching := watchFiles(ctx, decided, trusted, source, keeper, reports, opt.Reload)
 	undo.add(stopWatching)
 
 	if err := keeper.Tried(ctx); err != nil {
@@ -170,7 +169,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 
 // watchFiles takes changes of the files, and reads all of them again when it is
 // told to, until stop.
-func watchFiles(ctx context.Context, decided *files, source *static.Source, keeper *pod.Keeper, r *reports, reload <-chan os.Signal) (stop func() error) {
+func watchFiles(ctx context.Context, decided *files, trusted *trust, source *static.Source, keeper *pod.Keeper, r *reports, reload <-chan os.Signal) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	changed := source.Changed()
@@ -196,6 +195,7 @@ func watchFiles(ctx context.Context, decided *files, source *static.Source, keep
 	})
 	wg.Go(func() { source.Watch(ctx, func(err error) { r.say("pods", err) }) })
 	wg.Go(func() { decided.watch(ctx, r) })
+	wg.Go(func() { trusted.watch(ctx, r) })
 	wg.Go(func() {
 		for {
 			select {
@@ -204,6 +204,7 @@ func watchFiles(ctx context.Context, decided *files, source *static.Source, keep
 			case <-reload:
 				r.log.Info("told to read the files again")
 				decided.reload(r)
+				trusted.reload(r)
 				r.say("pods", source.Reload())
 			}
 		}
@@ -270,25 +271,23 @@ func serveHTTP(addr netip.AddrPort, metrics *telemetry.Metrics, ready *atomic.Bo
 }
 
 // openIdentity opens the embedded authority with what the trust file adds.
-func openIdentity(ctx context.Context, cfg *config.Config, log *slog.Logger) (*ca.Authority, func(*x509.Certificate, spiffeid.ID) (string, bool), error) {
-	trust := &config.Trust{}
-	if cfg.Identity.TrustFile != "" {
-		var err error
-		if trust, err = config.LoadTrust(cfg.Identity.TrustFile); err != nil {
-			return nil, nil, err
-		}
+func openIdentity(ctx context.Context, cfg *config.Config, log *slog.Logger) (*ca.Authority, *trust, error) {
+	t, err := readTrust(cfg.Identity.TrustFile)
+	if err != nil {
+		return nil, nil, err
 	}
 	issuer, err := ca.Open(ctx, ca.Config{
 		Dir:         cfg.Identity.CA.Dir,
 		TrustDomain: cfg.TrustDomain,
 		LeafTTL:     cfg.Identity.CA.LeafTTL,
-		ExtraRoots:  trust.Roots,
+		ExtraRoots:  t.inForce.Load().Roots,
 		Logger:      log,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	return issuer, trust.Denied, nil
+	t.issuer = issuer
+	return issuer, t, nil
 }
 
 // closers are run in reverse; an error does not keep the rest from running.

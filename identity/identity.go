@@ -68,7 +68,10 @@ type BundleSource interface {
 type Peer struct {
 	ID          spiffeid.ID
 	Certificate *x509.Certificate // the leaf
-	Expiry      time.Time         // when the first certificate of its chain ends, most often the leaf
+	// Path is what it chains by, from the leaf to a root of its trust domain, so
+	// that a revocation can be applied to what is open already.
+	Path   []*x509.Certificate
+	Expiry time.Time // when the first certificate of its chain ends, most often the leaf
 }
 
 // Reason says why a handshake failed: a closed list, used by log, metric and

@@ -74,7 +74,7 @@ func (v Verifier) Verify(chain []*x509.Certificate, expect spiffeid.ID) (Peer, *
 	if !expect.IsZero() && id != expect {
 		return Peer{}, fail(ReasonIdentityMismatch, leaf, nil, "the peer is %s, the workload at this address is %s", cut(id.String()), cut(expect.String()))
 	}
-	peer := Peer{ID: id, Certificate: leaf, Expiry: leaf.NotAfter}
+	peer := Peer{ID: id, Certificate: leaf, Path: path, Expiry: leaf.NotAfter}
 	for _, c := range path[1:] {
 		if c.NotAfter.Before(peer.Expiry) {
 			peer.Expiry = c.NotAfter

@@ -189,7 +189,7 @@ func wantFailure(t *testing.T, v identity.Verifier, certs []*x509.Certificate, e
 	if failure.Reason != reason {
 		t.Errorf("got %v, want %s", failure, reason)
 	}
-	if peer != (identity.Peer{}) {
+	if !peer.ID.IsZero() || peer.Certificate != nil || peer.Path != nil {
 		t.Errorf("a refused peer has values: %+v", peer)
 	}
 	for _, d := range details {

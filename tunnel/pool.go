@@ -114,6 +114,16 @@ func (c *clientTrunk) drain() {
 	}
 }
 
+// close ends c and resets its streams. It runs on the entry's loop.
+func (c *clientTrunk) close(err error) {
+	c.unusable = true
+	if c.w == c.e.w {
+		c.trunk.Close(err)
+	} else {
+		c.w.Loop.Post(func() { c.trunk.Close(err) })
+	}
+}
+
 // carry opens a stream for o, on the trunk's own loop.
 func (c *clientTrunk) carry(o *outbound) {
 	o.via = c
@@ -192,6 +202,12 @@ func (e *entry) dialed(c *clientTrunk, err error) {
 	if err == nil && e.closed != nil {
 		c.w.Loop.Post(func() { c.trunk.Close(e.closed) })
 		err = e.closed
+	}
+	if err == nil {
+		if f := e.w.t.revoked(c.hs); f != nil { // since the handshake
+			c.close(f)
+			err = f
+		}
 	}
 	if err != nil {
 		for _, o := range waiting {

@@ -65,6 +65,10 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 	svid, err := t.cfg.Identity.SVID(p.ctx, p.Identity)
 	if err != nil {
 		c.Close()
+		var f *identity.Failure
+		if errors.As(err, &f) { // our own certificate's time is over
+			t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
+		}
 		t.cfg.Logger.Error("no certificate for workload", "identity", p.Identity, "err", err)
 		return
 	}
@@ -89,6 +93,11 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 	if !w.Loop.Post(func() {
 		if p.gone.Load() {
 			refuse(d.fd)
+			return
+		}
+		if f := t.revoked(hs); f != nil { // since the handshake
+			refuse(d.fd)
+			t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
 			return
 		}
 		trunk, err := w.NewTrunk(d.fd, d.session, in, t.trunkConfig(hs))
