@@ -376,7 +376,7 @@ func TestGoAwayRefusesWhatWasNotProcessed(t *testing.T) {
 }
 
 // After our GOAWAY the streams that are open go on, and what the peer opens is
-// ignored, its DATA too.
+// refused, its DATA ignored.
 func TestGoAwaySent(t *testing.T) {
 	c, s, cs, ss := tunnelled(t, Config{}, Config{})
 	s.GoAway(http2.ErrCodeNo, "bye")
@@ -395,6 +395,7 @@ func TestGoAwaySent(t *testing.T) {
 	if ev := receive(t, s, frameData(c, cs, []byte("x"), false)); len(ev) != 1 || ev[0].Stream != ss {
 		t.Fatal(ev)
 	}
+	wantFrames(t, s, "RST_STREAM 3 REFUSED_STREAM")
 	s.GoAway(http2.ErrCodeNo, "again")
 	wantFrames(t, s, "GOAWAY 1 NO_ERROR again")
 }

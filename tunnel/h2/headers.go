@@ -182,10 +182,9 @@ func (c *Conn) request(id uint32, end bool, fields []hpack.HeaderField, ok bool)
 		c.fail(http2.ErrCodeEnhanceYourCalm, "answers are not read")
 		return
 	case c.goneSent:
-		// Our GOAWAY told that it would not be processed.
-		c.late += int(c.cfg.InitialWindow)
-		c.charge(1)
-		return
+		// Our GOAWAY told, or tells, that it is not processed. Said once more, a
+		// peer that has not read that yet can go elsewhere at once.
+		refuse = http2.ErrCodeRefusedStream
 	case uint32(c.accepted) >= c.cfg.MaxConcurrentStreams:
 		refuse = http2.ErrCodeRefusedStream
 	case !ok:

@@ -330,7 +330,7 @@ func (c *Conn) Ping(data [8]byte) {
 }
 
 // GoAway tells the peer that no more streams are taken. Those that are open go
-// on; what the peer opens from now on is ignored, as the frame says it will be.
+// on; what the peer opens from now on is refused, as the frame says it will be.
 func (c *Conn) GoAway(code http2.ErrCode, debug string) {
 	if c.err == nil {
 		c.appendGoAway(code, debug)
