@@ -369,6 +369,7 @@ func (t *Trunk) event(ev *h2.Event) {
 		}
 	case h2.EventReset:
 		if r == nil {
+			t.s.H2.Reset(ev.Stream, ev.Code) // forgets what nobody will read
 			return
 		}
 		if r.phase == phaseWaiting && r.sent == 0 && ev.Code == http2.ErrCodeRefusedStream {

@@ -112,6 +112,25 @@ func TestDrainWaitsForStreamsWithoutARelay(t *testing.T) {
 	}
 }
 
+// A stream that is taken back before there is a relay leaves nothing, early data
+// included: the trunk can drain.
+func TestStreamTakenBackBeforeItsRelayIsForgotten(t *testing.T) {
+	for _, code := range []http2.ErrCode{http2.ErrCodeCancel, http2.ErrCodeNo} {
+		r := emptyRig(t, rigConfig{request: func(*relay.Worker, *relay.Trunk, *h2.Stream, func() *relay.Relay) {}})
+		p := r.facing(false)
+		p.settle()
+		p.headers(1, false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+		p.must(p.fr.WriteData(1, true, []byte("early")))
+		p.must(p.fr.WriteRSTStream(1, code))
+		p.must(p.fr.WritePing(false, [8]byte{1}))
+		until[*http2.PingFrame](p)
+		on(r.server, r.far.Drain)
+		if e := r.trunkEnd(); !errors.Is(e.err, relay.ErrDrained) {
+			t.Errorf("%v: the trunk ended with: %v", code, e.err)
+		}
+	}
+}
+
 // ponged waits until the server has read what the client has sent.
 func ponged(t *testing.T, r *rig) {
 	t.Helper()
