@@ -78,7 +78,7 @@ type env struct {
 // setup builds the lab, without daemons.
 func setup(t *testing.T) *env {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second*slowness())
 	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
 	if err != nil {
 		cancel()
@@ -255,11 +255,13 @@ func families(t *testing.T, f func(t *testing.T, family int)) {
 	}
 }
 
-// atOnce bounds what is to be refused at once. An emulated machine says by how much
-// it is slower.
-func atOnce() time.Duration {
-	slowness, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
-	return 50 * time.Millisecond * time.Duration(max(slowness, 1))
+// atOnce bounds what is to be refused at once.
+func atOnce() time.Duration { return 50 * time.Millisecond * slowness() }
+
+// slowness is by how much an emulated machine is slower, as it says itself.
+func slowness() time.Duration {
+	n, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
+	return time.Duration(max(n, 1))
 }
 
 // isReset reports whether an error is a reset, as an application sees it.
