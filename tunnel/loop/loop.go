@@ -148,6 +148,9 @@ func (l *Loop) Stop() {
 // Register hands fd over to the loop. On an error the descriptor stays the
 // caller's.
 func (l *Loop) Register(fd int, h Handler) error {
+	if fd < 0 {
+		return fmt.Errorf("register descriptor %d: %w", fd, unix.EBADF)
+	}
 	for fd >= len(l.slots) {
 		l.slots = append(l.slots, make([]slot, max(64, len(l.slots)))...)
 	}

@@ -106,6 +106,15 @@ func TestRegisterTwiceIsRefused(t *testing.T) {
 	})
 }
 
+func TestRegisterRefusesWhatIsNoDescriptor(t *testing.T) {
+	l := start(t)
+	on(l, func() {
+		if err := l.Register(-1, handler(func(loop.Events) {})); err == nil {
+			t.Error("a negative descriptor was registered")
+		}
+	})
+}
+
 func TestReleaseGivesTheDescriptorBack(t *testing.T) {
 	l := start(t)
 	a, b := pair(t)
