@@ -6,7 +6,7 @@ SUDO    ?= $(if $(filter 0,$(shell id -u)),,sudo)
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
-.PHONY: help build demo test test-unit test-e2e test-vm bench-quick fuzz generate lint clean
+.PHONY: help build demo test test-unit test-e2e test-vm soak bench-quick fuzz generate lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ test: ## everything that .ci/run tests (needs root)
 
 test-vm: ## the privileged tests on Debian's 6.1 and 6.12 kernels, in QEMU; a quarter of an hour
 	scripts/test-vm $(KERNELS)
+
+soak: ## certificates of 20 s life under 500 requests a second, five minutes (needs root)
+	$(SUDO) env "PATH=$$PATH" CULVERT_SOAK=1 $(GO) test -count=1 -v -timeout 15m -run '^TestRenewalUnderLoad$$' ./test/e2e
 
 bench-quick: build ## direct TCP beside Culvert, ratios; under 3 minutes (needs root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./test/bench
