@@ -2,7 +2,7 @@
 
 // Package admin serves the daemon's unix socket: HTTP for those who may read a
 // file of mode 0600, so root. It imports no part of the data plane; parts are
-// mounted on it as handlers. Today that is Go's profiler alone.
+// mounted on it as handlers, beside Go's profiler.
 package admin
 
 import (
@@ -24,9 +24,15 @@ type Server struct {
 	done chan error
 }
 
+// Mount is a handler and where it is found, a pattern of http.ServeMux.
+type Mount struct {
+	Pattern string
+	Handler http.Handler
+}
+
 // Listen makes the socket at path, in place of one that a killed daemon has
 // left, and serves it until Close. Who calls it holds the run directory's lock.
-func Listen(ctx context.Context, path string) (*Server, error) {
+func Listen(ctx context.Context, path string, mounts ...Mount) (*Server, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("make admin socket: %w", err)
 	}
@@ -40,6 +46,9 @@ func Listen(ctx context.Context, path string) (*Server, error) {
 		return nil, fmt.Errorf("make admin socket: %w", err)
 	}
 	mux := http.NewServeMux()
+	for _, m := range mounts {
+		mux.Handle(m.Pattern, m.Handler)
+	}
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)

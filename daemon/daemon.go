@@ -122,7 +122,16 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	}
 	undo.add(stop)
 
-	controls, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"))
+	keeper := pod.NewKeeper(pod.Config{
+		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, log: log},
+		Logger:   log,
+	})
+	undo.add(keeper.Close)
+	metrics.Registry().MustRegister(podStates{keeper})
+	reports := newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust")
+
+	controls, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"),
+		admin.Mount{Pattern: "GET /status", Handler: statusHandler{keeper, reports, decided.store}})
 	if err != nil {
 		return err
 	}
@@ -133,13 +142,6 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	go func() { defer close(renewed); issuer.Run(renewing) }()
 	undo.add(func() error { stopRenewing(); <-renewed; return nil })
 
-	keeper := pod.NewKeeper(pod.Config{
-		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, log: log},
-		Logger:   log,
-	})
-	undo.add(keeper.Close)
-	metrics.Registry().MustRegister(podStates{keeper})
-	reports := newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust")
 	stopWatching := watchFiles(ctx, decided, trusted, source, keeper, reports, opt.Reload)
 	undo.add(stopWatching)
 

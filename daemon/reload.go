@@ -220,6 +220,15 @@ func (f *files) watch(ctx context.Context, r *reports) {
 type reports struct {
 	log     *slog.Logger
 	reloads *prometheus.CounterVec
+
+	mu   sync.Mutex        // guards last
+	last map[string]reload // by file; none: as it was read at start
+}
+
+// reload is how the last reload of a file went.
+type reload struct {
+	at  time.Time
+	err error
 }
 
 // Results of a reload.
@@ -229,7 +238,7 @@ const (
 )
 
 func newReports(log *slog.Logger, registry *prometheus.Registry, names ...string) *reports {
-	r := &reports{log: log, reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+	r := &reports{log: log, last: map[string]reload{}, reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "culvert_config_reloads_total",
 		Help: "Files that were read again, by how it went: ok, or error and the last good state was kept.",
 	}, []string{"file", "result"})}
@@ -243,6 +252,9 @@ func newReports(log *slog.Logger, registry *prometheus.Registry, names ...string
 }
 
 func (r *reports) say(name string, err error) {
+	r.mu.Lock()
+	r.last[name] = reload{time.Now(), err}
+	r.mu.Unlock()
 	if err != nil {
 		r.reloads.WithLabelValues(name, reloadError).Inc()
 		r.log.Error("a changed file is not taken: the last good state stays in force", "file", name, "err", err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -127,6 +128,25 @@ func (e *env) call(from *lab.Pod, dst netip.AddrPort) error {
 		return err
 	}
 	return exchange(c, marker)
+}
+
+// status is what the admin socket says of a daemon.
+func (e *env) status(d *lab.Daemon) string {
+	e.t.Helper()
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(d.RunDir(), "admin.sock"))
+	}}}
+	req, err := http.NewRequestWithContext(e.ctx, http.MethodGet, "http://admin/status", nil)
+	e.must(err)
+	resp, err := c.Do(req)
+	e.must(err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	e.must(err)
+	if resp.StatusCode != http.StatusOK {
+		e.t.Errorf("GET /status: %s: %s", resp.Status, b)
+	}
+	return string(b)
 }
 
 // steady is traffic between two pods that goes on until stop: an exchange after
@@ -395,6 +415,9 @@ func TestBrokenFileKeepsTheState(t *testing.T) {
 		if log := d[0].LogTail(5); !strings.Contains(log, broken.where) {
 			t.Errorf("the log does not name %s:\n%s", broken.where, log)
 		}
+		if s := e.status(d[0]); !strings.Contains(s, broken.where) {
+			t.Errorf("the status does not name %s:\n%s", broken.where, s)
+		}
 		e.settled(d[0], 2)
 		e.must(exchange(e.connect(e.Pod(1, 2), app.Addr(6)), "kept"))
 		if err := e.try(e.Pod(2, 2), own.Addr(4)); err == nil {
@@ -608,6 +631,9 @@ func TestPodThatCannotBeEnrolledYet(t *testing.T) {
 		}
 		return nil
 	}))
+	if s := e.status(d[0]); !strings.Contains(s, `"reason": "open network namespace`) || strings.Count(s, `"state": "ready"`) != 2 {
+		t.Errorf("the status does not say why:\n%s", s)
+	}
 	e.must(os.Symlink(e.Pod(1, 3).NetnsPath(), path))
 	e.settled(d[0], 3)
 	wire := e.wire(marker)
