@@ -27,7 +27,9 @@ type poolKey struct {
 	id  spiffeid.ID
 }
 
-// maxTrunks is how many connections one pair of pods may have.
+// maxTrunks is how many connections that take new streams one pair of pods may
+// have. Those that drain do not count: each of them carries something that was
+// opened, perhaps for longer than many certificates live.
 const maxTrunks = 8
 
 // maxAttempts is how often a connection that the peer has not processed is
@@ -78,9 +80,13 @@ func (e *entry) assign(o *outbound) {
 	}
 	now := e.w.Loop.Now()
 	var best *clientTrunk
+	usable := 0
 	for _, c := range e.trunks {
 		if !c.unusable && now.After(c.hs.Peer.Expiry) {
 			c.drain()
+		}
+		if !c.unusable {
+			usable++
 		}
 		if c.unusable || c.trunk.Full() || (best != nil && best.trunk.Streams() <= c.trunk.Streams() && !best.trunk.Elephant(now)) {
 			continue
@@ -91,8 +97,8 @@ func (e *entry) assign(o *outbound) {
 	}
 	// Beside an elephant a small request waits: open a sibling, on another
 	// loop where there is one.
-	if best == nil || (best.trunk.Elephant(now) && len(e.trunks) < maxTrunks) {
-		if len(e.trunks) >= maxTrunks {
+	if best == nil || (best.trunk.Elephant(now) && usable < maxTrunks) {
+		if usable >= maxTrunks {
 			o.fail(telemetry.ReasonLimit, "every tunnel connection to the peer is full")
 			return
 		}
