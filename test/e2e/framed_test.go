@@ -29,8 +29,8 @@ type peerMesh struct {
 	impostor *lab.Pod
 	daemons  []*lab.Daemon
 	sessions chan *framed
-	settings []http2.Setting // that it sends
-	present  func() *tls.Config
+	settings []http2.Setting             // that it sends
+	present  *atomic.Pointer[tls.Config] // to the next client
 	last     *framed
 }
 
@@ -42,12 +42,12 @@ func newPeerMesh(t *testing.T, cfg lab.DaemonConfig, settings ...http2.Setting) 
 		env: e, ca: e.authority(), client: e.Pod(1, 1), impostor: e.Pod(2, 3),
 		sessions: make(chan *framed, 64), settings: settings,
 	}
-	good := peerTLS(e.svid(m.ca, m.impostor.Identity()))
-	m.present = func() *tls.Config { return good }
+	m.present = new(atomic.Pointer[tls.Config])
+	m.present.Store(peerTLS(e.svid(m.ca, m.impostor.Identity())))
 	_, err := m.impostor.Serve(hbonePort, func(c *net.TCPConn) {
 		_ = c.SetDeadline(time.Now().Add(4 * patience()))
 		seen := &records{Conn: c}
-		f := &framed{conn: tls.Server(seen, m.present()), raw: c, records: seen, frames: make(chan frame, 4096), closed: make(chan struct{})}
+		f := &framed{conn: tls.Server(seen, m.present.Load()), raw: c, records: seen, frames: make(chan frame, 4096), closed: make(chan struct{})}
 		if f.conn.Handshake() != nil {
 			return
 		}

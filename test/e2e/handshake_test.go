@@ -28,13 +28,7 @@ func TestExpiredSession(t *testing.T) {
 	m.must(err)
 	served := peerTLS(m.svid(m.ca, m.impostor.Identity(), testca.ValidFor(life)))
 	over := served.Certificates[0].Leaf.NotAfter
-	good := m.present
-	m.present = func() *tls.Config {
-		if time.Now().Before(over) {
-			return served
-		}
-		return good()
-	}
+	good := m.present.Swap(served)
 	from := m.Pod(1, 3)
 	s, err := m.env.session(from, app.Addr(4).Addr(), peerTLS(m.svid(m.ca, from.Identity(), testca.ValidFor(life))))
 	m.must(err)
@@ -54,6 +48,7 @@ func TestExpiredSession(t *testing.T) {
 	m.none()
 
 	<-time.After(time.Until(over.Add(time.Second))) // the other's is not later than that
+	m.present.Store(good)
 	// Our client goes to a session with another certificate.
 	c3 := m.connect(m.client, m.app(4))
 	s2 := m.session()
