@@ -68,6 +68,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 		var f *identity.Failure
 		if errors.As(err, &f) { // our own certificate's time is over
 			t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
+			return
 		}
 		t.cfg.Logger.Error("no certificate for workload", "identity", p.Identity, "err", err)
 		return

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -270,10 +271,10 @@ func certificates(e *env, path string) []*x509.Certificate {
 // what is open goes on, and it recovers by itself.
 func TestStoppedAuthority(t *testing.T) {
 	for name, side := range map[string]struct {
-		node      int
-		reporter  string
-		direction string
-	}{"client": {1, "source", "outbound"}, "server": {2, "destination", "inbound"}} {
+		node     int
+		reporter string
+		detail   string // in the client's access log; what its server says is no more than an end
+	}{"client": {1, "source", "certificate_expired: "}, "server": {2, "destination", ""}} {
 		t.Run(name, func(t *testing.T) {
 			var over time.Time
 			e, d := identified(t, 4*time.Second, func(e *env) {
@@ -309,6 +310,10 @@ func TestStoppedAuthority(t *testing.T) {
 				}
 				return nil
 			}))
+			_, err = d[0].WaitAccessLog(e.ctx, 2, func(l lab.Entry) bool {
+				return l.String("reason") == "tunnel_lost" && strings.Contains(l.String("detail"), side.detail)
+			})
+			e.must(err)
 			e.must(exchange(held, "meanwhile"))
 
 			e.endsIn(stopped.Node, 0)
