@@ -344,6 +344,8 @@ func TestRootRotation(t *testing.T) {
 	old := e.authority()
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)
+	fresh, err := e.Pod(2, 2).Echo(8080)
+	e.must(err)
 	next := filepath.Join(e.Dir, "next-root")
 	e.must(ca.Init(next, td, time.Now()))
 	root := certificates(e, filepath.Join(next, "root.pem"))[0]
@@ -374,6 +376,9 @@ func TestRootRotation(t *testing.T) {
 			}
 			return nil
 		}, e.ended(d[i])))
+		if i == 0 { // a new session: the other node knows the new root by its trust file only
+			e.must(e.call(e.Pod(1, 2), fresh.Addr(4)))
+		}
 	}
 	// What lives still is of the old root, for a life at most.
 	<-time.After(5 * time.Second)
