@@ -21,6 +21,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"github.com/culvert-mesh/culvert/internal/capture"
 	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/internal/netns"
 )
@@ -601,6 +602,13 @@ func TestReplacedInPlaceLeaksNothing(t *testing.T) {
 	t.Logf("%d calls served, %d refused meanwhile", served.Load(), refused.Load())
 	if n := outside(wire); n != 0 || wire.Seen(0) != 0 {
 		t.Errorf("%d payload-bearing segments in plaintext", n)
+	}
+	// The destination is STRICT and answers a SYN by a reset: that one was sent is
+	// all that a leak would show.
+	if n, _ := wire.Count(func(s capture.Segment) bool {
+		return s.Has(capture.SYN) && s.Between(lab.PodCIDRs()...) && !s.Port(hbonePort)
+	}); n != 0 {
+		t.Errorf("%d connections went out in plaintext", n)
 	}
 	if served.Load() == 0 {
 		t.Error("control: no call was served at all")
