@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package relay
+
+import (
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// schedule looks at the time limits now and then.
+func (t *Trunk) schedule() {
+	var d time.Duration
+	for _, limit := range [...]time.Duration{t.cfg.PingAfter, t.cfg.DeadAfter, t.cfg.IdleAfter} {
+		if limit > 0 && (d == 0 || limit < d) {
+			d = limit
+		}
+	}
+	d /= 2
+	if !t.cfg.Until.IsZero() && !t.draining {
+		if left := time.Until(t.cfg.Until); d == 0 || left < d {
+			d = max(left, time.Millisecond)
+		}
+	}
+	if d == 0 {
+		return
+	}
+	t.tick = t.w.Loop.After(max(d, time.Millisecond), func() {
+		t.check(t.w.Loop.Now())
+		if !t.closed {
+			t.schedule()
+		}
+	})
+}
+
+func (t *Trunk) check(now time.Time) {
+	if !t.cfg.Until.IsZero() && now.After(t.cfg.Until) {
+		t.Drain()
+	}
+	silent := now.Sub(t.lastRead)
+	switch {
+	case t.cfg.DeadAfter > 0 && silent >= t.cfg.DeadAfter && t.asked(now):
+		t.close(ErrDead)
+	case t.cfg.IdleAfter > 0 && t.empty() && now.Sub(t.idleSince) >= t.cfg.IdleAfter:
+		t.s.H2.GoAway(http2.ErrCodeNo, "idle")
+		t.close(ErrIdle)
+	case t.cfg.PingAfter > 0 && silent >= t.cfg.PingAfter:
+		t.ping(now)
+	}
+}
+
+// asked reports whether the peer has had its time to answer. It has not when we
+// were the ones that stood still: a suspended machine, a stopped process.
+func (t *Trunk) asked(now time.Time) bool {
+	return t.cfg.PingAfter == 0 || !t.pingAt.IsZero() && now.Sub(t.pingAt) >= t.cfg.DeadAfter-t.cfg.PingAfter
+}
+
+func (t *Trunk) ping(now time.Time) {
+	if t.pingAt.IsZero() {
+		t.pingAt = now
+	}
+	t.s.H2.Ping([8]byte{'c', 'u', 'l', 'v', 'e', 'r', 't'})
+	t.wantFlush()
+}
+
+// measure pings for the round trip, once at a time.
+func (t *Trunk) measure(now time.Time) {
+	if t.pingAt.IsZero() && t.rtt == 0 {
+		t.ping(now)
+	}
+}
+
+func (t *Trunk) pong() {
+	if !t.pingAt.IsZero() {
+		d := time.Since(t.pingAt)
+		if t.rtt == 0 || d < t.rtt {
+			t.rtt = d
+		}
+		t.pingAt = time.Time{}
+	}
+}
