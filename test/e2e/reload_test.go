@@ -180,7 +180,7 @@ func (e *env) steady(from *lab.Pod, to netip.AddrPort) *steady {
 					fail(fmt.Errorf("connect after %d exchanges: %w", n.Load(), err))
 					return
 				}
-				c.SetDeadline(time.Now().Add(50 * time.Second))
+				c.SetDeadline(time.Now().Add(50 * time.Second * slowness()))
 			}
 			if err := exchange(c, "steady"); err != nil {
 				fail(fmt.Errorf("exchange after %d (one connection: %v): %w", n.Load(), kept, err))
