@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -36,22 +37,34 @@ type result struct {
 	P99     time.Duration `json:"p99"`
 }
 
-// serveMain is the server's process: it prints its address's port and serves
-// until its standard input ends.
+// ports is how many ports the server listens on, from port on. Connections
+// that come and go use them in turn: to one of them alone the client would run
+// out of its own ports, and measure that.
+const ports = 32
+
+// serveMain is the server's process: it says when it is ready, and serves until
+// its standard input ends.
 func serveMain() error {
-	l, err := net.Listen("tcp", ":8080")
-	if err != nil {
-		return err
-	}
-	fmt.Println("ready")
-	go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
-	for {
-		c, err := l.Accept()
+	failed := make(chan error, ports)
+	for i := range ports {
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port+i))
 		if err != nil {
 			return err
 		}
-		go serveConn(c.(*net.TCPConn))
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					failed <- err
+					return
+				}
+				go serveConn(c.(*net.TCPConn))
+			}
+		}()
 	}
+	fmt.Println("ready")
+	go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
+	return <-failed
 }
 
 func serveConn(c *net.TCPConn) {
@@ -111,14 +124,18 @@ func loadMain(args []string) error {
 	if err := json.Unmarshal([]byte(*spec), &l); err != nil {
 		return err
 	}
-	r, err := l.run(*addr)
+	to, err := netip.ParseAddrPort(*addr)
+	if err != nil {
+		return err
+	}
+	r, err := l.run(to)
 	if err != nil {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
-func (l load) run(addr string) (result, error) {
+func (l load) run(addr netip.AddrPort) (result, error) {
 	workers := make([]*worker, l.Conns)
 	var failed atomic.Pointer[error]
 	var all sync.WaitGroup
@@ -167,7 +184,7 @@ func (l load) run(addr string) (result, error) {
 
 type worker struct {
 	load
-	addr  string
+	addr  netip.AddrPort
 	c     *net.TCPConn
 	buf   []byte
 	ops   int
@@ -176,7 +193,11 @@ type worker struct {
 }
 
 func (w *worker) open() error {
-	c, err := net.Dial("tcp", w.addr)
+	to := w.addr
+	if w.Churn {
+		to = netip.AddrPortFrom(to.Addr(), to.Port()+uint16(w.ops%ports))
+	}
+	c, err := net.Dial("tcp", to.String())
 	if err != nil {
 		return err
 	}
