@@ -14,7 +14,8 @@ import (
 
 // What one turn of sending gives a trunk, so that others get theirs.
 const (
-	bulkShare  = 8 * maxData  // bytes of bulk sealed in a turn, 128 KiB
+	bulkShare  = 4 * maxData  // bytes of bulk sealed in a turn beside other streams, 64 KiB
+	aloneShare = 8 * maxData  // and alone: fewer turns cost 6 % less CPU
 	smallShare = 16 * maxData // bytes of small frames sealed in a turn
 	pullSlots  = 16           // records filled by one read from an application
 )
@@ -71,6 +72,9 @@ func (t *Trunk) fill() bool {
 		share -= t.pull(t.small.pop(), maxData)
 	}
 	share = bulkShare
+	if t.count == 1 {
+		share = aloneShare
+	}
 	for share > 0 && t.bulk.len() > 0 {
 		share -= max(1, t.pull(t.bulk.pop(), min(share, pullSlots*maxData)))
 	}
