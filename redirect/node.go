@@ -144,6 +144,9 @@ func (n *Node) load(cgroup string) error {
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		return fmt.Errorf("load BPF programs: %s holds maps of another layout: run `ztunnel cleanup` with the version that made them: %w", n.pins, err)
 	}
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("load BPF programs: not permitted: the process needs the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN: %w", err)
+	}
 	if err != nil {
 		return fmt.Errorf("load BPF programs: %w", explain(err))
 	}
