@@ -35,6 +35,7 @@ type files struct {
 	node        steerer
 	store       *snapshot.Store
 	trustDomain spiffeid.TrustDomain
+	mode        policy.ModeRule // the configuration's
 	workloads   *watch.File
 	policy      *watch.File // nil: there is none
 
@@ -48,7 +49,8 @@ type files struct {
 // readFiles reads the files for the first time. Nothing is in force before
 // steer.
 func readFiles(cfg *config.Config) (*files, error) {
-	f := &files{store: snapshot.NewStore(), trustDomain: cfg.TrustDomain, workloads: watch.New(cfg.Workloads.File), rules: policy.NewSet(nil)}
+	f := &files{store: snapshot.NewStore(), trustDomain: cfg.TrustDomain, workloads: watch.New(cfg.Workloads.File), mode: policy.DefaultMode(policy.Mode(cfg.Mode))}
+	f.rules = f.newSet(policy.File{})
 	data, err := f.workloads.Read()
 	if f.table, err = f.parseWorkloads(data, err); err != nil {
 		return nil, err
@@ -90,11 +92,17 @@ func (f *files) parsePolicy(data []byte, err error) (*policy.Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read policy: %w", err)
 	}
-	rules, err := policy.ParseFile(f.policy.Path(), data)
+	file, err := policy.ParseFile(f.policy.Path(), data)
 	if err != nil {
 		return nil, err
 	}
-	return policy.NewSet(rules), nil
+	return f.newSet(file), nil
+}
+
+// newSet makes a set of a file, which may have a mode for the mesh in place of
+// the configuration's.
+func (f *files) newSet(file policy.File) *policy.Set {
+	return policy.NewSet(file.Rules, append([]policy.ModeRule{f.mode}, file.Modes...)...)
 }
 
 func (f *files) takeWorkloads(data []byte, err error) error {

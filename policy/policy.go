@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package policy decides whether a connection may be: a pure function of a set
-// of rules and of the connection. As in Istio's AuthorizationPolicy, rules hold
+// Package policy decides whether a connection may be, and whether in plaintext: a
+// pure function of a set of rules and of the connection. As in Istio's AuthorizationPolicy, rules hold
 // at the connection's destination; its source asks too, for the verdict that a
 // connection is logged with, and is allowed. It knows neither workloads nor
 // sockets, and it does not enforce: the tunnel does.
@@ -61,14 +61,17 @@ type Rule struct {
 	DenySource []spiffeid.ID // identities from which nothing is taken
 }
 
-// Set is a list of rules. It never changes.
+// Set is rules and modes. It never changes.
 type Set struct {
 	rules []Rule
+	modes map[scope]ModeRule
 }
 
-// NewSet copies the rules. No rules allow everything.
-func NewSet(rules []Rule) *Set {
+// NewSet copies the rules and the modes. No rules allow everything, and no modes
+// are Strict. Of two modes of the same scope the later one stands.
+func NewSet(rules []Rule, modes ...ModeRule) *Set {
 	s := &Set{rules: slices.Clone(rules)}
+	s.setModes(modes)
 	for i := range s.rules {
 		s.rules[i].DenySource = slices.Clone(s.rules[i].DenySource)
 	}

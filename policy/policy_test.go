@@ -47,15 +47,16 @@ func TestEvaluate(t *testing.T) {
 }
 
 func TestParseFile(t *testing.T) {
-	rules, err := ParseFile("p.yaml", []byte("rules:\n- name: no-batch\n  denySource: [spiffe://cluster.local/ns/demo/sa/batch]\n"))
+	f, err := ParseFile("p.yaml", []byte("rules:\n- name: no-batch\n  denySource: [spiffe://cluster.local/ns/demo/sa/batch]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	rules := f.Rules
 	if len(rules) != 1 || rules[0].Name != "no-batch" || len(rules[0].DenySource) != 1 || rules[0].DenySource[0] != id("batch") {
 		t.Errorf("got %+v", rules)
 	}
-	if rules, err := ParseFile("p.yaml", nil); err != nil || len(rules) != 0 {
-		t.Errorf("of nothing: %v, %v", rules, err)
+	if f, err := ParseFile("p.yaml", nil); err != nil || len(f.Rules) != 0 || len(f.Modes) != 0 {
+		t.Errorf("of nothing: %v, %v", f, err)
 	}
 }
 
@@ -63,7 +64,7 @@ func TestParseFileRefuses(t *testing.T) {
 	const good = "  denySource: [spiffe://cluster.local/ns/demo/sa/batch]\n"
 	const ids = "a SPIFFE ID, such as spiffe://cluster.local/ns/demo/sa/web"
 	for name, tt := range map[string]struct{ data, want string }{
-		"an unknown key":   {"rule: []\n", "p.yaml:1:1: rule: unknown key; allowed: rules"},
+		"an unknown key":   {"rule: []\n", "p.yaml:1:1: rule: unknown key; allowed: modes, rules"},
 		"an allow rule":    {"rules:\n- name: a\n  allowSource: []\n" + good, "p.yaml:3:3: rules[0].allowSource: unknown key; allowed: denySource, name"},
 		"no name":          {"rules:\n-" + good[1:], "p.yaml:2:3: rules[0].name: is missing; allowed: a Kubernetes name: lower-case letters, digits, - and ., at most 253 of them"},
 		"a name twice":     {"rules:\n- name: a\n" + good + "- name: a\n" + good, `p.yaml:4:9: rules[1].name: "a" is also that of line 2; allowed: each name once`},
@@ -78,7 +79,7 @@ func TestParseFileRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := ParseFile("p.yaml", []byte(tt.data))
-			if err == nil || got != nil {
+			if err == nil || got.Rules != nil || got.Modes != nil {
 				t.Fatalf("got %v, %v", got, err)
 			}
 			if diff := cmp.Diff(tt.want, err.Error()); diff != "" {

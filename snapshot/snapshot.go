@@ -27,6 +27,14 @@ func (s *Snapshot) Authorize(c policy.Conn) policy.Verdict {
 	return v
 }
 
+// AuthorizePlain decides about a connection that arrives in plaintext for a
+// workload, by its mode and then by the policy.
+func (s *Snapshot) AuthorizePlain(namespace, workload string, c policy.Conn) policy.Verdict {
+	v := policy.EvaluatePlain(s.Policy, namespace, workload, c)
+	v.Version = s.Version
+	return v
+}
+
 // Store holds the current snapshot.
 type Store struct {
 	current atomic.Pointer[Snapshot]

@@ -90,10 +90,15 @@ func checkFiles(out io.Writer, c *config.Config) error {
 		list, err := static.ParseFile(c.Pods.File, data, c.TrustDomain)
 		return len(list), err
 	})
+	modes := []policy.ModeRule{policy.DefaultMode(policy.Mode(c.Mode))}
 	check(c.Policy.File, "rules", func(data []byte) (int, error) {
-		list, err := policy.ParseFile(c.Policy.File, data)
-		return len(list), err
+		f, err := policy.ParseFile(c.Policy.File, data)
+		modes = append(modes, f.Modes...)
+		return len(f.Rules), err
 	})
+	for _, m := range policy.NewSet(nil, modes...).Modes() {
+		fmt.Fprintf(out, "plaintext for %s\n", m)
+	}
 	check(c.Identity.TrustFile, "further trust domains", func([]byte) (int, error) {
 		t, err := config.LoadTrust(c.Identity.TrustFile)
 		if err != nil {

@@ -39,7 +39,7 @@ func good() map[string]string {
 		"config.yaml":    "node: {name: n1}\nrunDir: run\npolicy: {file: policy.yaml}\nidentity: {trustFile: trust.yaml}\n",
 		"workloads.yaml": "workloads:\n- {name: web, addresses: [10.0.0.1]}\n",
 		"pods.yaml":      "pods: []\n",
-		"policy.yaml":    "rules: []\n",
+		"policy.yaml":    "rules: []\nmodes: [{name: legacy, namespace: demo, workload: web, ports: {8080: permissive, 443: strict}}]\n",
 		"trust.yaml":     "deny: {serials: [1f]}\n",
 	}
 }
@@ -57,7 +57,7 @@ func TestGoodCommands(t *testing.T) {
 		"ca is help":           {[]string{"ca"}, []string{"intermediate"}},
 		"config":               {[]string{"config", "--config", conf}, []string{"name: n1\n", "runDir: " + dir + "/run\n", "leafTTL: 24h\n"}},
 		"config, short":        {[]string{"config", "-c", conf}, []string{"name: n1\n"}},
-		"config check":         {[]string{"config", "--check", "--config", conf}, []string{"config.yaml: good\n", "workloads.yaml: good, 1 workloads\n", "pods.yaml: good, 0 pods\n", "policy.yaml: good, 0 rules\n", "trust.yaml: good, 0 further trust domains\n"}},
+		"config check":         {[]string{"config", "--check", "--config", conf}, []string{"config.yaml: good\n", "workloads.yaml: good, 1 workloads\n", "pods.yaml: good, 0 pods\n", "policy.yaml: good, 0 rules\n", "plaintext for the mesh: strict (default-mode)\nplaintext for demo/web: 443 strict, 8080 permissive (legacy)\n", "trust.yaml: good, 0 further trust domains\n"}},
 		"run help":             {[]string{"run", "--help"}, []string{"ztunnel run --config /etc/culvert/config.yaml"}},
 		"cleanup help":         {[]string{"cleanup", "--help"}, []string{"ztunnel cleanup --config /etc/culvert/config.yaml"}},
 		"config help":          {[]string{"config", "--help"}, []string{"ztunnel config --check"}},

@@ -320,3 +320,51 @@ func Enum[T ~string](o *Object, name string, dst *T, words ...T) {
 		return T(text), nil
 	})
 }
+
+// Map reads a mapping from single values to single values, one or more.
+func Map[K comparable, V any](o *Object, name string, dst *map[K]V, keys string, key func(string) (K, error), values string, value func(string) (V, error)) {
+	n, ok := o.take(name)
+	if !ok {
+		return
+	}
+	var fields []*ast.MappingValueNode
+	switch n := n.(type) {
+	case *ast.MappingNode:
+		fields = n.Values
+	case *ast.MappingValueNode:
+		fields = []*ast.MappingValueNode{n}
+	}
+	if len(fields) == 0 {
+		problem := "is " + kind(n)
+		if k := kind(n); k == "nothing" || k == "a mapping" {
+			problem = "is empty"
+		}
+		o.Fail(name, "a mapping from "+keys+" to one of "+values, "%s", problem)
+		return
+	}
+	out := map[K]V{}
+	lines := map[K]int{}
+	for _, f := range fields {
+		at := f.Key.GetToken()
+		path := o.path + name + "." + at.Value
+		k, err := key(at.Value)
+		if err != nil {
+			o.doc.fail(at, path, keys, err.Error())
+			continue
+		}
+		if line, twice := lines[k]; twice {
+			o.doc.fail(at, path, "each key once", fmt.Sprintf("is given twice, first in line %d", line))
+			continue
+		}
+		lines[k] = at.Position.Line
+		text, ok := scalar(f.Value)
+		if !ok {
+			o.doc.fail(begin(f.Value), path, values, notScalar(f.Value))
+			continue
+		}
+		if out[k], err = value(text); err != nil {
+			o.doc.fail(begin(f.Value), path, values, err.Error())
+		}
+	}
+	*dst = out
+}
