@@ -40,6 +40,7 @@ type Conn struct {
 	gather  []byte      // a begun payload
 	events  []Event     // of the present Receive
 	scratch *Scratch
+	meter   func(n int) // told of the queues' memory; nil: nobody is
 
 	// A header block whose end has not come.
 	block       []byte
@@ -101,11 +102,14 @@ type frameHeader struct {
 	id     uint32
 }
 
-// Scratch is memory for the events of one Receive. Connections that are used by
-// one thread may share one, by Share: then a connection at rest holds none, and
-// events are valid until the next Receive of any of them. Its zero value is
-// ready for use.
-type Scratch struct{ events []Event }
+// Scratch is memory for the events of one Receive, and a stock of chunks for
+// what is queued. Connections that are used by one thread may share one, by
+// Share: then a connection at rest holds none, and events are valid until the
+// next Receive of any of them. Its zero value is ready for use.
+type Scratch struct {
+	events []Event
+	chunks [][]byte // of maxChunk, empty
+}
 
 // Share makes the connection use memory that others may use too.
 func (c *Conn) Share(s *Scratch) { c.scratch = s }

@@ -181,7 +181,7 @@ func (c *Conn) abandon(s *Stream) {
 		c.late += int(max(s.recvWin, 0))
 	}
 	c.drop(s)
-	s.queue = queue{}
+	s.Discard()
 }
 
 // Open opens a stream with a request. user becomes Stream.User.
@@ -293,6 +293,7 @@ func (c *Conn) End(s *Stream) {
 // stream that is closed already it only forgets that.
 func (c *Conn) Reset(s *Stream, code http2.ErrCode) {
 	if s.reset {
+		s.Discard()
 		return
 	}
 	if !s.closed {
