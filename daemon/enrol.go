@@ -226,6 +226,6 @@ func (s podSockets) Take(v6 bool) (int, bool) { return s.stock.Take(v6) }
 func (s podSockets) Wait(v6 bool, got func(int, error)) { s.stock.Wait(v6, got) }
 
 // Deliver is tunnel.Sockets'.
-func (s podSockets) Deliver(fd int, client netip.Addr, dst netip.AddrPort) error {
-	return socket.Deliver(fd, client, dst)
+func (s podSockets) Deliver(fd int, client netip.Addr, dst netip.AddrPort, avoid func(uint16) bool) error {
+	return socket.Deliver(fd, client, dst, avoid)
 }

@@ -216,7 +216,7 @@ func (w *world) take(s *socket.Stock, v6 bool) int {
 }
 
 func deliver(fd int, client netip.Addr, dst netip.AddrPort) error {
-	return finish(fd, socket.Deliver(fd, client, dst))
+	return finish(fd, socket.Deliver(fd, client, dst, nil))
 }
 
 // Deliveries reach the application with the client's address, and never the

@@ -225,7 +225,7 @@ func (i *inbound) deliver(fd int) {
 		i.report(telemetry.ReasonReset, "by the source, before the application was reached")
 		return
 	}
-	err := in.pod.Sockets.Deliver(fd, in.remote.Addr(), i.dst)
+	err := in.pod.Sockets.Deliver(fd, in.remote.Addr(), i.dst, in.pod.tuples.avoid(in.remote.Addr(), i.dst))
 	if errors.Is(err, unix.EADDRNOTAVAIL) && i.tries < maxDeliveries {
 		i.tries++ // its port serves this client already
 		unix.Close(fd)

@@ -59,9 +59,10 @@ type Sockets interface {
 	Take(v6 bool) (fd int, ok bool)
 	// Wait calls got with a delivery socket as soon as there is one.
 	Wait(v6 bool, got func(fd int, err error))
-	// Deliver binds a delivery socket to the client's address and begins to
-	// connect it to the application. unix.EINPROGRESS is no error.
-	Deliver(fd int, client netip.Addr, dst netip.AddrPort) error
+	// Deliver binds a delivery socket to the client's address, and to a port
+	// that avoid (nil: none) does not say true of, and begins to connect it to
+	// the application. unix.EINPROGRESS is no error.
+	Deliver(fd int, client netip.Addr, dst netip.AddrPort, avoid func(port uint16) bool) error
 }
 
 // Recorder takes what happened. It must not block.
@@ -199,9 +200,10 @@ type PodConfig struct {
 // name is another Pod, and shares no connection with its predecessor.
 type Pod struct {
 	PodConfig
-	t    *Tunnel
-	w    *worker // its listeners' loop
-	gone atomic.Bool
+	t      *Tunnel
+	w      *worker // its listeners' loop
+	gone   atomic.Bool
+	tuples tuples
 
 	ctx    context.Context // ends the pod's handshakes and dials
 	cancel context.CancelCauseFunc

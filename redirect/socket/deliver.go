@@ -23,7 +23,8 @@ const (
 	shared    = 32
 )
 
-// bind binds fd to a and a port of our range.
+// bind binds fd to a and a port of our range that avoid (nil: none) does not say
+// true of.
 //
 // At first without SO_REUSEADDR, so that the kernel refuses a port that any
 // other socket of the address holds: with it, a four-tuple that is in use would
@@ -31,15 +32,18 @@ const (
 // afterwards, it keeps the port free for an application's listener, which sets
 // it too. Where all that were tried are held, most of them by TIME_WAIT, ports
 // are shared: connect may then fail with EADDRNOTAVAIL.
-func bind(fd int, a netip.Addr) error {
+func bind(fd int, a netip.Addr, avoid func(port uint16) bool) error {
 	for try := range exclusive + shared {
 		if try == exclusive {
 			if err := setReuse(fd, 1); err != nil {
 				return err
 			}
 		}
-		port := firstPort + rand.N(lastPort-firstPort+1)
-		err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(a, uint16(port))))
+		port, ok := choose(avoid)
+		if !ok {
+			return fmt.Errorf("bind to %s: plaintext connections of this client have all ports of %d-%d: %w", a, firstPort, lastPort, unix.EADDRINUSE)
+		}
+		err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(a, port)))
 		if err == nil {
 			return setReuse(fd, 1)
 		}
@@ -50,6 +54,20 @@ func bind(fd int, a netip.Addr) error {
 	return fmt.Errorf("bind to %s: no port of %d-%d is free, %d were tried: %w", a, firstPort, lastPort, exclusive+shared, unix.EADDRINUSE)
 }
 
+// choose returns a port of our range at random, or the next one that is not to
+// be avoided.
+func choose(avoid func(port uint16) bool) (port uint16, ok bool) {
+	const n = lastPort - firstPort + 1
+	first := rand.N(n)
+	for i := range n {
+		port = uint16(firstPort + (first+i)%n)
+		if avoid == nil || !avoid(port) {
+			return port, true
+		}
+	}
+	return 0, false
+}
+
 func setReuse(fd, on int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, on); err != nil {
 		return fmt.Errorf("set SO_REUSEADDR: %w", err)
@@ -58,11 +76,12 @@ func setReuse(fd, on int) error {
 }
 
 // Deliver connects a delivery socket to the application at dst, from the
-// client's address and a port of our range. unix.EINPROGRESS means that it is
-// under way. On lo it is often over when connect returns. ECONNREFUSED: nobody
-// listens. EADDRNOTAVAIL: the port is shared, and already serves this client
-// and dst; another socket will do.
-func Deliver(fd int, client netip.Addr, dst netip.AddrPort) error {
+// client's address and a port of our range that avoid (nil: none) does not say
+// true of: those by which it would meet another connection of the client's that
+// ends in the pod. unix.EINPROGRESS means that it is under way. On lo it is often
+// over when connect returns. ECONNREFUSED: nobody listens. EADDRNOTAVAIL: the
+// port is shared, and already serves this client and dst; another socket will do.
+func Deliver(fd int, client netip.Addr, dst netip.AddrPort, avoid func(port uint16) bool) error {
 	client, addr := client.Unmap().WithZone(""), dst.Addr().Unmap()
 	if client.Is4() != addr.Is4() {
 		return fmt.Errorf("deliver from %s to %s: %w", client, dst, unix.EAFNOSUPPORT)
@@ -74,7 +93,7 @@ func Deliver(fd int, client netip.Addr, dst netip.AddrPort) error {
 			return fmt.Errorf("unbind from lo: %w", err)
 		}
 	}
-	if err := bind(fd, client); err != nil {
+	if err := bind(fd, client, avoid); err != nil {
 		return err
 	}
 	return unix.Connect(fd, sockaddr(netip.AddrPortFrom(addr, dst.Port())))

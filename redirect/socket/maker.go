@@ -260,7 +260,7 @@ func (m *Maker) dial(src netip.Addr) (int, error) {
 	o := options{fd: fd}
 	o.set("TCP_NODELAY", unix.SOL_TCP, unix.TCP_NODELAY, 1)
 	if o.err == nil {
-		o.err = bind(fd, src)
+		o.err = bind(fd, src, nil)
 	}
 	if o.err != nil {
 		unix.Close(fd)

@@ -244,6 +244,87 @@ func TestStockGrowsWithUse(t *testing.T) {
 	}
 }
 
+// stocked is how many there are, and how many there are to be.
+func (s *Stock) stocked(v6 bool) (n, target int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := &s.families[index(v6)]
+	return len(f.fds), f.target
+}
+
+// What a burst has left in stock goes when nobody takes of it, and all pods
+// together hold no more than the node may.
+func TestStockIsBounded(t *testing.T) {
+	ns := namespace(t)
+	m := maker(t, func(int) error { return nil })
+	const node = maxStock + maxStock/2 // room for one and a half
+	m.stocked.limit = node
+	used := func() int {
+		m.stocked.mu.Lock()
+		defer m.stocked.mu.Unlock()
+		return m.stocked.used
+	}
+	stocks := []*Stock{m.Stock(ns), m.Stock(ns), m.Stock(ns)}
+	for _, s := range stocks {
+		for _, v6 := range []bool{false, true} {
+			// As a burst does: all that there is, again and again.
+			full := 0
+			for deadline := time.Now().Add(10 * time.Second); full < 2; {
+				for {
+					fd, ok := s.Take(v6)
+					if !ok {
+						break
+					}
+					unix.Close(fd)
+				}
+				unix.Close(wait(t, s, v6))
+				n, target := s.stocked(v6)
+				for ; n < target && time.Now().Before(deadline); n, target = s.stocked(v6) {
+					time.Sleep(time.Millisecond) // it is being filled
+				}
+				all := used()
+				if n > maxStock || target > maxStock || all > node {
+					t.Fatalf("%d sockets in one stock, to be %d, at most %d; %d in all, at most %d", n, target, maxStock, all, node)
+				}
+				if n == maxStock || all == node {
+					full++
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("a burst has brought the stock to %d, and the node's to %d", n, all)
+				}
+			}
+		}
+	}
+	if used() != node { // the control
+		t.Errorf("under load %d sockets are in stock, want %d", used(), node)
+	}
+	// Those beyond the bound get theirs too, made for them.
+	for _, s := range stocks {
+		unix.Close(wait(t, s, false))
+	}
+	// Idle: the first time finds that the stock was used, each other halves it.
+	for deadline := time.Now().Add(10 * time.Second); used() > 0 && time.Now().Before(deadline); {
+		for _, s := range stocks {
+			s.shrink()
+		}
+	}
+	for i, s := range stocks {
+		n4, _ := s.stocked(false)
+		n6, _ := s.stocked(true)
+		if n4+n6 != 0 {
+			t.Errorf("stock %d has %d sockets when idle", i, n4+n6)
+		}
+	}
+	if used() != 0 {
+		t.Errorf("%d sockets are counted when idle", used())
+	}
+	for _, s := range stocks {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Each one that waits is answered once, whatever is closed meanwhile.
 func TestEveryWaiterIsAnswered(t *testing.T) {
 	ns := namespace(t)
@@ -353,7 +434,7 @@ func TestDeliverRefusesTwoFamilies(t *testing.T) {
 	defer s.Close()
 	fd := wait(t, s, true)
 	defer unix.Close(fd)
-	if err := Deliver(fd, client6, netip.AddrPortFrom(client4, 80)); !errors.Is(err, unix.EAFNOSUPPORT) {
+	if err := Deliver(fd, client6, netip.AddrPortFrom(client4, 80), nil); !errors.Is(err, unix.EAFNOSUPPORT) {
 		t.Errorf("deliver: %v", err)
 	}
 }
