@@ -88,6 +88,7 @@ type Node struct {
 	mu           sync.Mutex                 // guards what follows
 	destinations map[netip.Addr]Destination // what is in the map; nil: not read yet
 	pods         map[string]*Pod
+	mesh, bypass []netip.Prefix // what is in the maps of ranges
 }
 
 // Open loads the programs and attaches them to the cgroup, or takes over what a
@@ -305,6 +306,9 @@ func (n *Node) SetMeshCIDRs(ranges []netip.Prefix) error {
 	if err := setRanges(n.maps.MeshCidrs, ranges); err != nil {
 		return fmt.Errorf("set mesh ranges: %w", err)
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mesh = unmapped(ranges)
 	return nil
 }
 
@@ -313,6 +317,9 @@ func (n *Node) SetBypass(ranges []netip.Prefix) error {
 	if err := setRanges(n.maps.Bypass, ranges); err != nil {
 		return fmt.Errorf("set bypassed ranges: %w", err)
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.bypass = unmapped(ranges)
 	return nil
 }
 
@@ -339,6 +346,18 @@ func keyOf(r netip.Prefix) (rangeKey, error) {
 		k.Family = unix.AF_INET
 	}
 	return k, nil
+}
+
+// unmapped has ranges of IPv4 as such. keyOf has taken each.
+func unmapped(ranges []netip.Prefix) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(ranges))
+	for _, r := range ranges {
+		if a := r.Addr(); a.Is4In6() {
+			r = netip.PrefixFrom(a.Unmap(), r.Bits()-96)
+		}
+		out = append(out, r.Masked())
+	}
+	return out
 }
 
 func setRanges(m *ebpf.Map, ranges []netip.Prefix) error {
