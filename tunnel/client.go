@@ -215,12 +215,9 @@ func (o *outbound) report(why telemetry.Reason, detail string) {
 	}
 	o.done = true
 	o.live.unlink()
-	c := o.record()
+	c := o.seen()
 	c.Reason, c.Detail = why, detail
 	c.Duration = time.Since(o.start)
-	if o.relay != nil {
-		c.FromClient, c.ToClient = o.relay.Sent(), o.relay.Received()
-	}
 	o.pod.t.cfg.Recorder.Closed(&o.flow, c)
 }
 

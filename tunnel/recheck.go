@@ -25,6 +25,8 @@ type live struct {
 		// recheck ends the connection if it may not be by s, else it rests
 		// on s from then on.
 		recheck(s *snapshot.Snapshot)
+		// seen is its record as it is now.
+		seen() *telemetry.Connection
 	}
 	on         *worker // nil: in no list
 	prev, next *live
@@ -36,6 +38,8 @@ type lives struct {
 	cursor *live              // the next to be asked about
 	snap   *snapshot.Snapshot // what they are asked about
 	asking bool
+
+	listings map[*listing]struct{} // those under way
 }
 
 // link adds a connection. A snapshot that has come since it was decided may end
@@ -59,6 +63,11 @@ func (l *live) unlink() {
 	}
 	if w.lives.cursor == l {
 		w.lives.cursor = l.next
+	}
+	for walk := range w.lives.listings {
+		if walk.cursor == l {
+			walk.cursor = l.next
+		}
 	}
 	if l.prev != nil {
 		l.prev.next = l.next

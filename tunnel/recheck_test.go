@@ -8,6 +8,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/policy"
 	"github.com/culvert-mesh/culvert/snapshot"
+	"github.com/culvert-mesh/culvert/telemetry"
 	"github.com/culvert-mesh/culvert/tunnel/loop"
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
@@ -18,9 +19,20 @@ type asked struct {
 	rests uint64
 	times int
 	then  func() // what its end does
+
+	told    int
+	telling func() // what happens when it is told of
 }
 
 func (a *asked) version() uint64 { return a.rests }
+
+func (a *asked) seen() *telemetry.Connection {
+	a.told++
+	if a.telling != nil {
+		a.telling()
+	}
+	return &telemetry.Connection{}
+}
 
 func (a *asked) recheck(s *snapshot.Snapshot) {
 	a.times++
@@ -47,12 +59,12 @@ func onLoop(t *testing.T, steps ...func(w *worker)) {
 		idle := make(chan bool)
 		deadline := time.Now().Add(5 * time.Second)
 		for {
-			l.Post(func() { idle <- !w.lives.asking })
+			l.Post(func() { idle <- !w.lives.asking && len(w.lives.listings) == 0 })
 			if <-idle {
 				break
 			}
 			if time.Now().After(deadline) {
-				t.Fatal("the recheck does not end")
+				t.Fatal("the walk does not end")
 			}
 		}
 	}

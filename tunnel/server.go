@@ -341,12 +341,9 @@ func (i *inbound) report(why telemetry.Reason, detail string) {
 	}
 	i.done = true
 	i.live.unlink()
-	c := i.record()
+	c := i.seen()
 	c.Reason, c.Detail = why, detail
 	c.Duration = time.Since(i.start)
-	if i.relay != nil {
-		c.FromClient, c.ToClient = i.relay.Received(), i.relay.Sent()
-	}
 	i.trunk.pod.t.cfg.Recorder.Closed(&i.flow, c)
 }
 
