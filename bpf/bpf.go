@@ -9,5 +9,5 @@
 // (bpf_set_retval; ingress_ifindex of sk_lookup came with 5.17).
 package bpf
 
-//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -no-global-types -type pod -type cidr -type address -type listener Connect connect.c -- -mcpu=v3 -nostdinc -I headers -Wall -Werror
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -no-global-types -type pod -type cidr -type address -type listener -type plain_port Connect connect.c -- -mcpu=v3 -nostdinc -I headers -Wall -Werror
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -no-global-types Steer steer.c -- -mcpu=v3 -nostdinc -I headers -Wall -Werror

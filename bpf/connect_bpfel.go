@@ -32,6 +32,13 @@ type ConnectListener struct {
 	Zero   uint32
 }
 
+type ConnectPlainPort struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Port   uint32
+	Zero   uint32
+}
+
 type ConnectPod struct {
 	_  structs.HostLayout
 	V4 ConnectAddress
@@ -49,6 +56,7 @@ const (
 	ConnectMapListeners    = "listeners"
 	ConnectMapMeshCidrs    = "mesh_cidrs"
 	ConnectMapOwnSockets   = "own_sockets"
+	ConnectMapPlainPorts   = "plain_ports"
 	ConnectProgCapture4    = "capture4"
 	ConnectProgCapture6    = "capture6"
 )
@@ -110,6 +118,7 @@ type ConnectMapSpecs struct {
 	Listeners    *ebpf.MapSpec `ebpf:"listeners"`
 	MeshCidrs    *ebpf.MapSpec `ebpf:"mesh_cidrs"`
 	OwnSockets   *ebpf.MapSpec `ebpf:"own_sockets"`
+	PlainPorts   *ebpf.MapSpec `ebpf:"plain_ports"`
 }
 
 // ConnectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -145,6 +154,7 @@ type ConnectMaps struct {
 	Listeners    *ebpf.Map `ebpf:"listeners"`
 	MeshCidrs    *ebpf.Map `ebpf:"mesh_cidrs"`
 	OwnSockets   *ebpf.Map `ebpf:"own_sockets"`
+	PlainPorts   *ebpf.Map `ebpf:"plain_ports"`
 }
 
 func (m *ConnectMaps) Close() error {
@@ -156,6 +166,7 @@ func (m *ConnectMaps) Close() error {
 		m.Listeners,
 		m.MeshCidrs,
 		m.OwnSockets,
+		m.PlainPorts,
 	)
 }
 

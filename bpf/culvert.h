@@ -48,12 +48,17 @@
 /* Written by hand in a configuration file. */
 #define MAX_CIDRS 4096
 
+/* Sixteen ports with a mode of their own in every pod there can be. */
+#define MAX_PLAIN_PORTS (16 * MAX_PODS)
+
 /* Slots of a pod in `listeners`. */
 enum slot {
 	SLOT_OUTBOUND4,
 	SLOT_OUTBOUND6,
 	SLOT_HBONE4,
 	SLOT_HBONE6,
+	SLOT_INBOUND4, /* plaintext from outside, where the pod takes it */
+	SLOT_INBOUND6,
 	SLOTS,
 };
 
@@ -103,6 +108,7 @@ enum decision {
 	/* sk_lookup: given to a listener of the tunnel */
 	DECISION_STEER_OUTBOUND,
 	DECISION_STEER_HBONE,
+	DECISION_STEER_PLAIN, /* plaintext, to a port that takes it */
 	/* sk_lookup: dropped, which answers with a reset */
 	DECISION_STRICT_REFUSED,
 	DECISION_STEER_DROPPED_OWN_PORT,
@@ -110,6 +116,12 @@ enum decision {
 	DECISION_STEER_DROPPED_NO_LISTENER,
 	DECISION_STEER_DROPPED_NOT_ASSIGNED,
 	DECISIONS,
+};
+
+/* Values of `plain_ports`. */
+enum plain {
+	PLAIN_TAKEN = 1, /* plaintext is given to the inbound listener */
+	PLAIN_REFUSED, /* but not on this port */
 };
 
 struct address {
@@ -183,6 +195,21 @@ struct {
 	__type(key, struct listener);
 	__type(value, __u64);
 } listeners SEC(".maps");
+
+struct plain_port {
+	__u64 cookie; /* of the pod's namespace */
+	__u32 port; /* 0: all that have no row of their own */
+	__u32 zero;
+};
+
+/* Where pods take plaintext (enum plain). No row: nowhere (STRICT). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PLAIN_PORTS);
+	__type(key, struct plain_port);
+	__type(value, __u32);
+} plain_ports SEC(".maps");
 
 static __always_inline void set4(struct address *a, __be32 ip)
 {

@@ -89,7 +89,22 @@ static __always_inline int from_lo(struct bpf_sk_lookup *ctx, int v6, const stru
 	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);
 }
 
-/* STRICT: plaintext from outside never gets a handshake. */
+static __always_inline int takes_plain(__u32 port)
+{
+	struct plain_port key = {.cookie = cookie, .port = port};
+	const __u32 *plain;
+
+	if (is_own_port(port))
+		return 0;
+	plain = bpf_map_lookup_elem(&plain_ports, &key);
+	if (!plain) {
+		key.port = 0;
+		plain = bpf_map_lookup_elem(&plain_ports, &key);
+	}
+	return plain && *plain == PLAIN_TAKEN;
+}
+
+/* Plaintext from outside never gets a handshake (STRICT), but on ports that take it. */
 static __always_inline int from_device(struct bpf_sk_lookup *ctx, int v6, const struct address *local,
 				       const struct address *remote)
 {
@@ -103,6 +118,8 @@ static __always_inline int from_device(struct bpf_sk_lookup *ctx, int v6, const 
 	if (is_self(local)) {
 		if (ctx->local_port == PORT_HBONE)
 			return give(ctx, v6 ? SLOT_HBONE6 : SLOT_HBONE4, DECISION_STEER_HBONE);
+		if (takes_plain(ctx->local_port))
+			return give(ctx, v6 ? SLOT_INBOUND6 : SLOT_INBOUND4, DECISION_STEER_PLAIN);
 		count(DECISION_STRICT_REFUSED);
 		return SK_DROP;
 	}

@@ -20,6 +20,7 @@ const (
 	SteerMapDestinations = "destinations"
 	SteerMapListeners    = "listeners"
 	SteerMapMeshCidrs    = "mesh_cidrs"
+	SteerMapPlainPorts   = "plain_ports"
 	SteerProgSteer       = "steer"
 	SteerVarCookie       = "cookie"
 	SteerVarDevice4      = "device4"
@@ -80,6 +81,7 @@ type SteerMapSpecs struct {
 	Destinations *ebpf.MapSpec `ebpf:"destinations"`
 	Listeners    *ebpf.MapSpec `ebpf:"listeners"`
 	MeshCidrs    *ebpf.MapSpec `ebpf:"mesh_cidrs"`
+	PlainPorts   *ebpf.MapSpec `ebpf:"plain_ports"`
 }
 
 // SteerVariableSpecs contains global variables before they are loaded into the kernel.
@@ -116,6 +118,7 @@ type SteerMaps struct {
 	Destinations *ebpf.Map `ebpf:"destinations"`
 	Listeners    *ebpf.Map `ebpf:"listeners"`
 	MeshCidrs    *ebpf.Map `ebpf:"mesh_cidrs"`
+	PlainPorts   *ebpf.Map `ebpf:"plain_ports"`
 }
 
 func (m *SteerMaps) Close() error {
@@ -124,6 +127,7 @@ func (m *SteerMaps) Close() error {
 		m.Destinations,
 		m.Listeners,
 		m.MeshCidrs,
+		m.PlainPorts,
 	)
 }
 

@@ -33,7 +33,7 @@ import (
 
 // layout is the version of what is pinned. A version with other maps takes
 // another number, and converts or refuses what it finds, but never misreads it.
-const layout = "v1"
+const layout = "v2"
 
 // hooks are the names of the connect hooks' pins.
 var hooks = [...]string{"connect4", "connect6"}
@@ -85,8 +85,9 @@ type Node struct {
 
 	decisions []string // names, in the order of the map
 
-	mu           sync.Mutex                 // guards what follows
-	destinations map[netip.Addr]Destination // what is in the map; nil: not read yet
+	mu           sync.Mutex                   // guards what follows
+	destinations map[netip.Addr]Destination   // what is in the map; nil: not read yet
+	plain        map[uint64]map[uint16]uint32 // likewise, plain_ports, by namespace
 	pods         map[string]*Pod
 	mesh, bypass []netip.Prefix // what is in the maps of ranges
 }

@@ -36,6 +36,8 @@ const (
 	Outbound6
 	HBONE4
 	HBONE6
+	Inbound4 // plaintext, of a pod that takes it: SetPlainPorts
+	Inbound6
 )
 
 // steerPin is the name of the pin of a pod's steering.
@@ -342,6 +344,7 @@ func (p *Pod) attach() error {
 		"destinations": p.n.maps.Destinations,
 		"listeners":    p.n.maps.Listeners,
 		"mesh_cidrs":   p.n.maps.MeshCidrs,
+		"plain_ports":  p.n.maps.PlainPorts,
 	}
 	var objects bpf.SteerObjects
 	if err := spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{MapReplacements: replace}); err != nil {

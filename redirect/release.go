@@ -29,7 +29,7 @@ func (p *Pod) Release() error {
 // Leave closes the process's handles of the pod. What is pinned stays: the pod is
 // refused until it is added again, here or by a later process.
 func (p *Pod) Leave() error {
-	err := p.close()
+	err := errors.Join(p.close(), p.SetPlainPorts(PlainPorts{}))
 	p.n.disown(p)
 	return err
 }
@@ -74,10 +74,13 @@ func (n *Node) release(s podState, ns *netns.NS) (report []string, err error) {
 	if err := n.maps.Enrolled.Delete(s.Cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		errs = append(errs, fmt.Errorf("remove from the enrolled: %w", err))
 	}
-	for slot := Outbound4; slot <= HBONE6; slot++ {
+	for slot := Outbound4; slot <= Inbound6; slot++ {
 		if err := n.maps.Listeners.Delete(listener(s.Cookie, slot)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("remove listener: %w", err))
 		}
+	}
+	if err := n.setPlainPorts(s.Cookie, nil); err != nil {
+		errs = append(errs, fmt.Errorf("remove ports that take plaintext: %w", err))
 	}
 	if err := detach(filepath.Join(n.podPins(s.Name), steerPin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)

@@ -421,3 +421,12 @@ func (w *world) sysctl(key string) string {
 	})
 	return strings.TrimSpace(string(data))
 }
+
+// upLo sets the calling thread's loopback up.
+func upLo() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
