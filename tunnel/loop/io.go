@@ -17,10 +17,19 @@ const maxIovecs = 1024
 // says MSG_DONTWAIT itself. It returns 0 and no error at the end of the stream,
 // and unix.EAGAIN when nothing is there. A call that returns at once does not
 // need the scheduler's knowledge, hence the raw one.
-func Recv(fd int, iov []unix.Iovec) (int, syscall.Errno) {
+func Recv(fd int, iov []unix.Iovec) (int, syscall.Errno) { return recv(fd, iov, 0) }
+
+// Peek is Recv that leaves in the socket what it reads.
+func Peek(fd int, iov []unix.Iovec) (int, syscall.Errno) { return recv(fd, iov, unix.MSG_PEEK) }
+
+// Discard takes as many bytes from a TCP socket as iov has room for, and copies
+// none (MSG_TRUNC, tcp(7)): what was peeked at and used.
+func Discard(fd int, iov []unix.Iovec) (int, syscall.Errno) { return recv(fd, iov, unix.MSG_TRUNC) }
+
+func recv(fd int, iov []unix.Iovec, flags uintptr) (int, syscall.Errno) {
 	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(min(len(iov), maxIovecs))}
 	for {
-		n, _, e := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT)
+		n, _, e := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), flags|unix.MSG_DONTWAIT)
 		if e == unix.EINTR {
 			continue
 		}
