@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/config/strict"
+	"github.com/culvert-mesh/culvert/internal/input"
 )
 
 // The defaults, as the file would spell them.
@@ -64,14 +66,16 @@ func Default(dir string) *Config {
 	}
 }
 
-// Load reads the file at path. A mistake in it is a *strict.Error.
+// Load reads the file at path. A mistake in it is a *strict.Error, a file that
+// cannot be used an *input.Error.
 func Load(path string) (*Config, error) {
-	data, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read configuration: %w (name the file with --config)", err)
+	data, err := input.Read(path, input.Max)
+	var e *input.Error
+	if errors.As(err, &e) && errors.Is(err, fs.ErrNotExist) {
+		e.Mend = "put the configuration there, or name another with --config"
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
+		return nil, err
 	}
 	return Parse(path, data)
 }

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/config/strict"
+	"github.com/culvert-mesh/culvert/internal/input"
 )
 
 // Trust is the content of a trust file: roots beside those of the node's own
@@ -59,9 +59,9 @@ func (t *Trust) Denied(leaf *x509.Certificate, id spiffeid.ID) (string, bool) {
 // Where it fails, what is returned beside the error has the Files that were come
 // upon, and nothing else: a change of one of them may be the mend.
 func LoadTrust(path string) (*Trust, error) {
-	data, err := os.ReadFile(path)
+	data, err := input.Read(path, input.Max)
 	if err != nil {
-		return &Trust{}, fmt.Errorf("read trust file: %w", err)
+		return &Trust{}, err
 	}
 	t := &Trust{Roots: map[spiffeid.TrustDomain][]*x509.Certificate{}}
 	dir := filepath.Dir(path)
@@ -99,9 +99,9 @@ func (t *Trust) readDomain(o *strict.Object, dir string) {
 }
 
 func readRoots(path string) ([]*x509.Certificate, error) {
-	rest, err := os.ReadFile(path)
+	rest, err := input.Read(path, input.MaxPEM)
 	if err != nil {
-		return nil, fmt.Errorf("cannot be read: %w", err)
+		return nil, err
 	}
 	var certs []*x509.Certificate
 	for {

@@ -60,7 +60,10 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	if err != nil {
 		return err
 	}
-	issuer, trusted, err := openIdentity(ctx, cfg, log)
+	// The reports have nowhere to go before there are metrics, and no file is read
+	// again before that.
+	var reports *reports
+	issuer, trusted, err := openIdentity(ctx, cfg, log, func(err error) { reports.say("ca", err) })
 	if err != nil {
 		return err
 	}
@@ -128,7 +131,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	})
 	undo.add(keeper.Close)
 	metrics.Registry().MustRegister(podStates{keeper})
-	reports := newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust")
+	reports = newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust", "ca")
 
 	controls, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"),
 		admin.Mount{Pattern: "GET /status", Handler: statusHandler{keeper, reports, decided.store}})
@@ -273,7 +276,7 @@ func serveHTTP(addr netip.AddrPort, metrics *telemetry.Metrics, ready *atomic.Bo
 }
 
 // openIdentity opens the embedded authority with what the trust file adds.
-func openIdentity(ctx context.Context, cfg *config.Config, log *slog.Logger) (*ca.Authority, *trust, error) {
+func openIdentity(ctx context.Context, cfg *config.Config, log *slog.Logger, report func(error)) (*ca.Authority, *trust, error) {
 	t, err := readTrust(cfg.Identity.TrustFile)
 	if err != nil {
 		return nil, nil, err
@@ -284,6 +287,7 @@ func openIdentity(ctx context.Context, cfg *config.Config, log *slog.Logger) (*c
 		LeafTTL:     cfg.Identity.CA.LeafTTL,
 		ExtraRoots:  t.inForce.Load().Roots,
 		Logger:      log,
+		Report:      report,
 	})
 	if err != nil {
 		return nil, nil, err

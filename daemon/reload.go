@@ -75,7 +75,7 @@ func (f *files) steer(node steerer) error {
 
 func (f *files) parseWorkloads(data []byte, err error) (*workload.Table, error) {
 	if err != nil {
-		return nil, fmt.Errorf("read workloads: %w", err)
+		return nil, err
 	}
 	list, err := workload.ParseFile(f.workloads.Path(), data, f.trustDomain)
 	if err != nil {
@@ -90,7 +90,7 @@ func (f *files) parseWorkloads(data []byte, err error) (*workload.Table, error) 
 
 func (f *files) parsePolicy(data []byte, err error) (*policy.Set, error) {
 	if err != nil {
-		return nil, fmt.Errorf("read policy: %w", err)
+		return nil, err
 	}
 	file, err := policy.ParseFile(f.policy.Path(), data)
 	if err != nil {

@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/identity/ca"
+	"github.com/culvert-mesh/culvert/internal/input"
 	"github.com/culvert-mesh/culvert/pod/static"
 	"github.com/culvert-mesh/culvert/policy"
 	"github.com/culvert-mesh/culvert/telemetry"
@@ -24,11 +25,7 @@ func configFlag(cmd *cobra.Command) *string {
 }
 
 func loadConfig(path string) (*config.Config, error) {
-	c, err := config.Load(path)
-	if err != nil {
-		return nil, usageError{err}
-	}
-	return c, nil
+	return config.Load(path)
 }
 
 func configCommand() *cobra.Command {
@@ -36,13 +33,14 @@ func configCommand() *cobra.Command {
 		Use:   "config",
 		Short: "Print the configuration in effect, or check all files",
 		Long: `Print the configuration with every default filled in, in the form of the file.
-With --check, read the files that it names too, and say what they hold. Nothing
-is started or changed.`,
+With --check, read the files that it names too, and say what they hold. The
+folder of the certificate authority is among them, so that it needs root.
+Nothing is started or changed.`,
 		Example: "  ztunnel config --config /etc/culvert/config.yaml\n  ztunnel config --check",
 		Args:    cobra.NoArgs,
 	}
 	path := configFlag(cmd)
-	check := cmd.Flags().Bool("check", false, "read the workloads, pods, policy and trust files too")
+	check := cmd.Flags().Bool("check", false, "read the workloads, pods, policy and trust files and the authority's folder too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := loadConfig(*path)
 		if err != nil {
@@ -69,14 +67,14 @@ func checkFiles(out io.Writer, c *config.Config) error {
 		if path == "" {
 			return
 		}
-		data, err := os.ReadFile(path)
+		data, err := input.Read(path, input.Max)
 		if err != nil {
-			errs = append(errs, usageError{err})
+			errs = append(errs, err)
 			return
 		}
 		n, err := read(data)
 		if err != nil {
-			errs = append(errs, usageError{err})
+			errs = append(errs, err)
 			return
 		}
 		fmt.Fprintf(out, "%s: good, %d %s\n", path, n, what)
@@ -106,6 +104,14 @@ func checkFiles(out io.Writer, c *config.Config) error {
 		}
 		return len(t.Roots), nil
 	})
+	switch there, err := ca.Check(ca.Config{Dir: c.Identity.CA.Dir, TrustDomain: c.TrustDomain}); {
+	case err != nil:
+		errs = append(errs, err)
+	case there:
+		fmt.Fprintf(out, "%s: good\n", c.Identity.CA.Dir)
+	default:
+		fmt.Fprintf(out, "%s: empty, the first start makes a certificate authority\n", c.Identity.CA.Dir)
+	}
 	return errors.Join(errs...)
 }
 

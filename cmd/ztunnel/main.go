@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/config/strict"
+	"github.com/culvert-mesh/culvert/internal/input"
 )
 
 // version is set by the linker, see the Makefile.
@@ -66,12 +67,13 @@ over mutual TLS, with a certificate for each workload's identity.`,
 	}
 	fmt.Fprintf(stderr, "ztunnel: %v\n", err)
 	var usage usageError
-	var file *strict.Error
+	var content *strict.Error
+	var file *input.Error
 	switch {
 	case !begun || errors.As(err, &usage):
 		fmt.Fprintf(stderr, "See %s --help.\n", cmd.CommandPath())
 		return exitUsage
-	case errors.As(err, &file):
+	case errors.As(err, &content), errors.As(err, &file):
 		return exitUsage
 	}
 	return exitFailure

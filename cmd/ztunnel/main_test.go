@@ -108,7 +108,7 @@ func TestBadCommands(t *testing.T) {
 		"a trust domain":           {[]string{"ca", "init", "--dir", in("x"), "--trust-domain", "A b"}, exitUsage, []string{`--trust-domain "A b"`, "cluster.local"}},
 		"a CA twice":               {[]string{"ca", "init", "--dir", caDir}, exitFailure, []string{"is there already"}},
 		"no place to make it":      {[]string{"ca", "intermediate", "--root", caDir}, exitUsage, []string{"--out is needed", "See ztunnel ca intermediate --help."}},
-		"no root to make it from":  {[]string{"ca", "intermediate", "--root", dir, "--out", in("n2")}, exitFailure, []string{dir}},
+		"no root to make it from":  {[]string{"ca", "intermediate", "--root", dir, "--out", in("n2")}, exitUsage, []string{dir}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, stdout, stderr := cli(t, tt.args...)

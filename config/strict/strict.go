@@ -11,12 +11,14 @@
 package strict
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 )
@@ -81,8 +83,15 @@ func (d *document) first() error {
 // read with it. file is only used in errors, each of which is an *Error.
 func Read(file string, data []byte, read func(*Object)) error {
 	d := &document{file: file}
+	if err := d.text(data); err != nil {
+		return err
+	}
+	tokens := lexer.Tokenize(string(bytes.TrimPrefix(data, []byte(byteOrderMark))))
+	if err := d.bounded(tokens); err != nil {
+		return err
+	}
 	// Duplicates are ours to report: the parser's words name no key.
-	parsed, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
+	parsed, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		return d.syntax(err)
 	}
@@ -110,7 +119,11 @@ func (d *document) syntax(err error) error {
 		GetMessage() string
 	}
 	if errors.As(err, &located) {
-		d.fail(located.GetToken(), "", "", "not valid YAML: "+located.GetMessage())
+		problem, allowed := located.GetMessage(), ""
+		if strings.Contains(problem, "tab character") || strings.Contains(problem, "'\t'") {
+			problem, allowed = "a tab where only spaces may stand", "spaces as indentation"
+		}
+		d.fail(located.GetToken(), "", allowed, "not valid YAML: "+problem)
 	} else {
 		d.fail(nil, "", "", "not valid YAML: "+err.Error())
 	}

@@ -4,6 +4,8 @@ package strict
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,4 +150,61 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("error %v is not an *Error", err)
 		}
 	})
+}
+
+// What would cost the parser more than the file is worth is refused before.
+func TestReadIsBounded(t *testing.T) {
+	const many = 200_000
+	deep := fmt.Sprintf("is nested too deep; allowed: %d levels of mappings and lists", maxDepth)
+	for name, tt := range map[string]struct{ data, want string }{
+		"lists":           {"items: " + strings.Repeat("[", many), "f.yaml:1:39: " + deep},
+		"mappings":        {strings.Repeat("{a: ", many), "f.yaml:1:129: " + deep},
+		"lists of a line": {"items:\n" + strings.Repeat("- ", many) + "a\n", "f.yaml:2:65: " + deep},
+		"a staircase": {func() string {
+			var b strings.Builder
+			for i := range 2000 {
+				b.WriteString(strings.Repeat(" ", i) + "a:\n")
+			}
+			return b.String()
+		}(), "f.yaml:33:34: " + deep},
+		"anchors": {"items: &a [" + strings.Repeat("&b x, ", many) + "]\n", "f.yaml:1:198: has too many anchors, aliases or tags; allowed: plain keys and values"},
+		"tags":    {"text: " + strings.Repeat("!!str ", many) + "a\n", "f.yaml:1:167: has too many anchors, aliases or tags; allowed: plain keys and values"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := read(tt.data); err == nil || err.Error() != tt.want {
+				t.Errorf("got  %v\nwant %s", err, tt.want)
+			}
+		})
+	}
+	// A long list is not a deep one.
+	if s, err := read("items:\n" + strings.Repeat("- name: a\n", 5000)); err != nil || len(s.Items) != 5000 {
+		t.Errorf("%d items, %v", len(s.Items), err)
+	}
+}
+
+func TestReadTakesTextOnly(t *testing.T) {
+	for name, tt := range map[string]struct{ data, want string }{
+		"a zero byte":          {"text: a\x00b\n", "f.yaml:1:8: has a control character (0x00); allowed: text without control characters"},
+		"an escape":            {"# ä\x1b\n", "f.yaml:1:4: has a control character (0x1b); allowed: text without control characters"},
+		"Latin-1":              {"yes: true\ntext: \xe4\n", "f.yaml:2:7: byte 0xe4 is not UTF-8; allowed: text in UTF-8"},
+		"UTF-16":               {"\xff\xfet\x00", "f.yaml:1:1: is UTF-16; allowed: text in UTF-8"},
+		"a byte order mark":    {"\ufefftext: 5\n", `f.yaml:1:7: text: is a number, to YAML; quote it: "5"; allowed: text`},
+		"lines of CR LF":       {"yes: true\r\nnumber: 10\r\n", `f.yaml:2:9: number: "10" is not valid; allowed: a whole number from 1 to 9`},
+		"a tab as indentation": {"inner:\n\tname: a\n", "f.yaml:2:1: not valid YAML: a tab where only spaces may stand; allowed: spaces as indentation"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := read(tt.data); err == nil || err.Error() != tt.want {
+				t.Errorf("got  %v\nwant %s", err, tt.want)
+			}
+		})
+	}
+	for name, data := range map[string]string{
+		"a byte order mark": "\ufefftext: b\nnumber: 3\n",
+		"lines of CR LF":    "text: b\r\nnumber: 3\r\n",
+		"a last tab":        "text: b\t\nnumber: 3\n",
+	} {
+		if s, err := read(data); err != nil || s.Text != "b" || s.Number != 3 {
+			t.Errorf("%s: %+v, %v", name, s, err)
+		}
+	}
 }

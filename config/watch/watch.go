@@ -4,7 +4,7 @@
 // now and then rather than be told by inotify: that works the same for a file
 // that is written in place, renamed over, or reached by a symbolic link that is
 // switched (as a ConfigMap's), on every file system, and has no queue that can
-// overflow. It knows no format.
+// overflow. It knows no format, and waits for no file (package input).
 package watch
 
 import (
@@ -14,6 +14,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/culvert-mesh/culvert/internal/input"
 )
 
 // Every is how often a file is looked at: one stat(2), about a microsecond.
@@ -101,7 +103,7 @@ func look(path string) stamp {
 
 // load reads the file. The caller holds mu.
 func (f *File) load(now stamp) (data []byte, changed bool, err error) {
-	data, err = os.ReadFile(f.path)
+	data, err = input.Read(f.path, input.Max)
 	if err == nil && f.filled && len(bytes.TrimSpace(data)) == 0 {
 		err = &EmptyError{f.path}
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -144,4 +145,15 @@ func TestEmptiedFileIsAnError(t *testing.T) {
 	l.write(l.path, "one")
 	l.want("filled again", "one")
 	start(t, "")
+}
+
+// A pipe in the place of a file is an error, told once, and not waited for.
+func TestPipeIsNotWaitedFor(t *testing.T) {
+	l := start(t, "one")
+	l.must(os.Remove(l.path))
+	l.must(syscall.Mkfifo(l.path, 0o600))
+	l.want("a pipe", l.path+": is a named pipe: name a regular file")
+	l.must(os.Remove(l.path))
+	l.write(l.path, "one")
+	l.want("a file again", "one")
 }

@@ -19,7 +19,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -33,6 +32,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/internal/input"
 )
 
 // DefaultLeafTTL is how long a leaf lives, as with Istio. It is renewed at half
@@ -50,8 +50,12 @@ type Config struct {
 	LeafTTL     time.Duration // 0: DefaultLeafTTL
 	// ExtraRoots are further roots, of this trust domain or of others.
 	ExtraRoots map[spiffeid.TrustDomain][]*x509.Certificate
-	Logger     *slog.Logger     // hears of renewals, and of those that fail; nil: nobody does
-	Now        func() time.Time // nil: the clock
+	Logger     *slog.Logger // hears of renewals, and of those that fail; nil: nobody does
+	// Report hears of files that are read again while Run runs: nil where changed
+	// ones were taken up or what was wrong is mended, else, once, why the earlier
+	// ones stay in use. Nil: the Logger hears of the error.
+	Report func(error)
+	Now    func() time.Time // nil: the clock
 }
 
 // Authority issues SVIDs of one trust domain. It is an identity.Source.
@@ -65,6 +69,7 @@ type Authority struct {
 	svids   map[spiffeid.ID]*entry
 	changed chan struct{}
 	said    string // what has last been logged about the files
+	failed  string // why they could not be read again; empty: they were
 }
 
 // files is what the directory holds, without the root's key.
@@ -105,11 +110,11 @@ func Open(_ context.Context, cfg Config) (*Authority, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if err := first(cfg); err != nil {
-		return nil, fmt.Errorf("open CA: %w", err)
+		return nil, err
 	}
-	f, err := load(cfg, true)
+	f, err := load(cfg, atStart)
 	if err != nil {
-		return nil, fmt.Errorf("open CA: %w", err)
+		return nil, err
 	}
 	a := &Authority{
 		cfg: cfg, files: f, extra: cfg.ExtraRoots, bundles: bundles(cfg.TrustDomain, f.roots, cfg.ExtraRoots),
@@ -121,16 +126,8 @@ func Open(_ context.Context, cfg Config) (*Authority, error) {
 
 // first makes an authority where there is none.
 func first(cfg Config) error {
-	rootFile := filepath.Join(cfg.Dir, rootCert)
-	there, err := exists(rootFile)
-	if err != nil || there {
+	if there, err := begun(cfg); err != nil || there {
 		return err
-	}
-	for _, name := range []string{rootKey, intermediateCert, intermediateKey} {
-		file := filepath.Join(cfg.Dir, name)
-		if half, err := exists(file); err != nil || half {
-			return errors.Join(err, fmt.Errorf("%s is missing beside %s: put it back, or empty the directory to begin anew", rootFile, file))
-		}
 	}
 	if err := Init(cfg.Dir, cfg.TrustDomain, cfg.Now()); err != nil {
 		return err
@@ -139,9 +136,67 @@ func first(cfg Config) error {
 	return nil
 }
 
+// begun says whether there is a root; one that is missing beside the other files
+// is an error.
+func begun(cfg Config) (bool, error) {
+	rootFile := filepath.Join(cfg.Dir, rootCert)
+	there, err := exists(rootFile)
+	if err != nil || there {
+		return there, err
+	}
+	for _, name := range []string{rootKey, intermediateCert, intermediateKey} {
+		file := filepath.Join(cfg.Dir, name)
+		if half, err := exists(file); err != nil || half {
+			if err == nil {
+				err = input.Wrong(rootFile, "put it back, or empty the directory to begin anew", "is missing beside %s", name)
+			}
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// Check is Open without what Open writes: it says whether there is an authority
+// in cfg.Dir, and refuses one that Open would refuse. Of cfg it looks at Dir,
+// TrustDomain and Now.
+func Check(cfg Config) (there bool, err error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if there, err := exists(cfg.Dir); err != nil || !there {
+		return false, err
+	}
+	if err := checkDir(cfg.Dir); err != nil {
+		return false, err
+	}
+	if there, err := begun(cfg); err != nil || !there {
+		return false, err
+	}
+	_, err = load(cfg, checkOnly)
+	return true, err
+}
+
+// occasion is why the directory is loaded.
+type occasion uint8
+
+const (
+	again     occasion = iota // while it is used
+	atStart                   // the root's key is checked too
+	checkOnly                 // as at the start, and nothing is written
+)
+
+// lacks is the error of a node that can neither sign nor make what signs.
+func lacks(err error) error {
+	var e *input.Error
+	if errors.As(err, &e) {
+		return input.Wrong(e.Path, "give this node an intermediate with `ztunnel ca intermediate`", "no such file or directory, and no %s to make it with", rootKey)
+	}
+	return err
+}
+
 // load reads and checks the directory. The root's key is touched at the start,
 // to check it, and when it is needed.
-func load(cfg Config, start bool) (files, error) {
+func load(cfg Config, how occasion) (files, error) {
 	if err := checkDir(cfg.Dir); err != nil {
 		return files{}, err
 	}
@@ -151,23 +206,26 @@ func load(cfg Config, start bool) (files, error) {
 	}
 	now := cfg.Now()
 	inter, err := readPair(cfg.Dir)
-	missing := errors.Is(err, fs.ErrNotExist)
-	if err != nil && !missing {
+	none := missing(err)
+	if err != nil && !none {
 		return files{}, err
 	}
-	due, warning := missing || pastHalf(inter.cert, now), ""
-	if start || due {
+	due, warning := none || pastHalf(inter.cert, now), ""
+	if how != again || due {
 		root, rerr := readRoot(cfg.Dir, roots)
 		switch {
-		case rerr != nil && !errors.Is(rerr, fs.ErrNotExist):
+		case rerr != nil && !missing(rerr):
 			return files{}, rerr
-		case rerr != nil && missing:
-			return files{}, fmt.Errorf("%w: give this node an intermediate with `ztunnel ca intermediate`", err)
+		case rerr != nil && none:
+			return files{}, lacks(err)
+		case how == checkOnly && none:
+			return files{}, checkDomain(filepath.Join(cfg.Dir, rootCert), root.cert, cfg.TrustDomain)
+		case how == checkOnly && due:
 		case rerr != nil && due:
 			warning = "the intermediate is past half its life and the root's key is not here: bring a new one made with `ztunnel ca intermediate`"
 		case due:
 			made, err := makeIntermediate(cfg, root, inter, now)
-			if err != nil && missing {
+			if err != nil && none {
 				return files{}, err
 			}
 			if err != nil { // the one that is there may still do
@@ -177,16 +235,16 @@ func load(cfg Config, start bool) (files, error) {
 			inter = made
 		}
 	}
-	if err := checkIntermediate(inter.cert, roots, cfg.TrustDomain, now); err != nil {
-		return files{}, fmt.Errorf("%s: %w", filepath.Join(cfg.Dir, intermediateCert), err)
+	if err := checkIntermediate(cfg.Dir, inter.cert, roots, cfg.TrustDomain, now); err != nil {
+		return files{}, err
 	}
 	return files{roots, inter, warning}, nil
 }
 
 // makeIntermediate renews old, or makes one where there is none.
 func makeIntermediate(cfg Config, root, old pair, now time.Time) (pair, error) {
-	if err := checkDomain(root.cert, cfg.TrustDomain); err != nil {
-		return pair{}, fmt.Errorf("%s: %w", filepath.Join(cfg.Dir, rootCert), err)
+	if err := checkDomain(filepath.Join(cfg.Dir, rootCert), root.cert, cfg.TrustDomain); err != nil {
+		return pair{}, err
 	}
 	made := old
 	var err error
@@ -379,32 +437,56 @@ func (a *Authority) used() map[spiffeid.ID]*entry {
 // reload reads the directory. With another intermediate all leaves are due, so
 // that a root can be taken out as soon as its successor signs.
 func (a *Authority) reload() {
-	f, err := load(a.cfg, false)
+	f, err := load(a.cfg, again)
 	if err != nil {
-		a.say("the earlier files stay in use: " + err.Error())
+		a.fail(err)
 		return
 	}
 	a.say(f.warning)
-	for _, e := range a.take(f) {
+	taken, due := a.take(f)
+	for _, e := range due {
 		e.mu.Lock()
 		e.renew = time.Time{}
 		e.mu.Unlock()
 	}
+	a.mu.Lock()
+	mended := a.failed != ""
+	a.failed = ""
+	a.mu.Unlock()
+	if (taken || mended) && a.cfg.Report != nil {
+		a.cfg.Report(nil)
+	}
 }
 
-// take makes f the current files and returns the entries that are due by it.
-func (a *Authority) take(f files) (due map[spiffeid.ID]*entry) {
+// fail says, once, why files cannot be used.
+func (a *Authority) fail(err error) {
+	a.mu.Lock()
+	news := a.failed != err.Error()
+	a.failed = err.Error()
+	a.mu.Unlock()
+	switch {
+	case !news:
+	case a.cfg.Report != nil:
+		a.cfg.Report(err)
+	default:
+		a.cfg.Logger.Error("CA files are not taken: the earlier ones stay in use", "dir", a.cfg.Dir, "err", err)
+	}
+}
+
+// take makes f the current files, says whether they are others, and returns the
+// entries that are due by them.
+func (a *Authority) take(f files) (taken bool, due map[spiffeid.ID]*entry) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !f.intermediate.cert.Equal(a.files.intermediate.cert) {
 		due = maps.Clone(a.svids)
 	} else if slices.EqualFunc(f.roots, a.files.roots, (*x509.Certificate).Equal) {
-		return nil
+		return false, nil
 	}
 	a.files, a.bundles = f, bundles(a.cfg.TrustDomain, f.roots, a.extra)
 	a.announce()
 	a.cfg.Logger.Info("took up changed CA files", "dir", a.cfg.Dir, "roots", len(f.roots), "valid_until", f.intermediate.cert.NotAfter)
-	return due
+	return true, due
 }
 
 // say logs what is wrong with the files, once.

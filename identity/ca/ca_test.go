@@ -232,7 +232,7 @@ func TestNodesShareARoot(t *testing.T) {
 	if err := NewIntermediate(rootDir, newDir(t), spiffeid.RequireTrustDomainFromString("other.example"), time.Now()); err == nil || !strings.Contains(err.Error(), "of trust domain mesh.example") {
 		t.Errorf("NewIntermediate of another domain: %v", err)
 	}
-	if err := NewIntermediate(one, newDir(t), mesh, time.Now()); err == nil || !strings.Contains(err.Error(), "root's key is needed") {
+	if err := NewIntermediate(one, newDir(t), mesh, time.Now()); err == nil || !strings.Contains(err.Error(), "bring the root's key") {
 		t.Errorf("NewIntermediate without root.key: %v", err)
 	}
 	foreign := newDir(t)

@@ -12,10 +12,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/culvert-mesh/culvert/internal/input"
 )
 
 // The files of an authority's directory.
@@ -27,46 +28,70 @@ const (
 
 	dirMode  = 0o700
 	fileMode = 0o600
+)
 
-	// maxFile bounds what is read of one file: 1 MiB.
-	maxFile = 1 << 20
+// Mends, as an operator would do them.
+const (
+	mendTogether     = "put the files back that were made together"
+	mendIntermediate = "put it back, or make a new one with `ztunnel ca intermediate`"
+	mendRoot         = "put the root certificate back that `ztunnel ca init` made"
+	mendKey          = "put the key back that was made with the certificate"
 )
 
 // checkDir refuses a directory that others can enter.
 func checkDir(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
-		return fmt.Errorf("open CA directory: %w", err)
+		return input.Unusable(dir, err)
 	}
 	if !info.IsDir() {
-		return fmt.Errorf("open CA directory: %s is no directory", dir)
+		return input.Wrong(dir, "name the authority's folder in identity.ca.dir", "is a file, where a folder belongs")
 	}
 	if m := info.Mode().Perm(); m&0o077 != 0 {
-		return fmt.Errorf("open CA directory: %s has mode %04o and others can enter it: chmod 700 %s", dir, m, dir)
+		return input.Wrong(dir, "chmod 700 "+dir, "has mode %04o and others can enter it", m)
 	}
 	return nil
 }
 
 func read(path string, secret bool) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := input.Open(path, input.MaxPEM)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, input.Unusable(path, err)
 	}
 	if m := info.Mode().Perm(); secret && m&0o077 != 0 {
-		return nil, fmt.Errorf("%s has mode %04o and others can read the key: chmod 600 %s", path, m, path)
+		return nil, input.Wrong(path, "chmod 600 "+path, "has mode %04o and others can read the key", m)
 	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s has %d bytes, at most %d are read: is it the right file?", path, info.Size(), maxFile)
-	}
-	return io.ReadAll(io.LimitReader(f, maxFile))
+	return input.All(f, input.MaxPEM)
 }
 
-func readCerts(path string) ([]*x509.Certificate, error) {
+// missing says whether an error is that a file is not there. A link that leads
+// nowhere is there: what it should lead to is not to be made anew.
+func missing(err error) bool {
+	var e *input.Error
+	if !errors.As(err, &e) || !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	there, err := exists(e.Path)
+	return err == nil && !there
+}
+
+// noBlock says why there is no PEM block where one should be.
+func noBlock(path, mend string, data []byte) error {
+	switch {
+	case len(bytes.TrimSpace(data)) == 0:
+		return input.Wrong(path, mend, "is empty")
+	case bytes.HasPrefix(bytes.TrimSpace(data), []byte("-----BEGIN ")):
+		return input.Wrong(path, mend, "a PEM block is cut off, or broken")
+	}
+	return input.Wrong(path, mend, "no PEM block where one should begin")
+}
+
+func readCerts(path, mend string) ([]*x509.Certificate, error) {
 	data, err := read(path, false)
 	if err != nil {
 		return nil, err
@@ -75,20 +100,20 @@ func readCerts(path string) ([]*x509.Certificate, error) {
 	for len(bytes.TrimSpace(data)) > 0 {
 		block, rest := pem.Decode(data)
 		if block == nil {
-			return nil, fmt.Errorf("%s: no PEM block where one should begin; it is to hold certificates", path)
+			return nil, noBlock(path, mend, data)
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("%s: a PEM block of type %q, only CERTIFICATE is taken", path, block.Type)
+			return nil, input.Wrong(path, mend, "a PEM block of type %s, where only CERTIFICATE is taken", block.Type)
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, input.Wrong(path, mend, "certificate %d is broken (%v)", len(out)+1, err)
 		}
 		out = append(out, c)
 		data = rest
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("%s: holds no certificate", path)
+		return nil, noBlock(path, mend, nil)
 	}
 	return out, nil
 }
@@ -100,38 +125,47 @@ func readKey(path string) (crypto.Signer, error) {
 	}
 	defer clear(data)
 	block, _ := pem.Decode(data)
-	if block == nil || block.Type != "PRIVATE KEY" {
-		return nil, fmt.Errorf("%s: holds no PEM block of type PRIVATE KEY (PKCS #8)", path)
+	if block == nil {
+		return nil, noBlock(path, mendKey, data)
 	}
 	defer clear(block.Bytes)
+	switch block.Type {
+	case "PRIVATE KEY":
+	case "ENCRYPTED PRIVATE KEY":
+		return nil, input.Wrong(path, "decrypt it with `openssl pkcs8`", "is encrypted, and nobody is asked for a passphrase")
+	case "EC PRIVATE KEY", "RSA PRIVATE KEY":
+		return nil, input.Wrong(path, "convert it with `openssl pkcs8 -topk8 -nocrypt`", "a PEM block of type %s, where only PRIVATE KEY (PKCS #8) is taken", block.Type)
+	default:
+		return nil, input.Wrong(path, mendKey, "a PEM block of type %s, where only PRIVATE KEY (PKCS #8) is taken", block.Type)
+	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, input.Wrong(path, mendKey, "the key is broken (%v)", err)
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("%s: a key of type %T cannot sign", path, key)
+		return nil, input.Wrong(path, mendKey, "a key of type %T cannot sign", key)
 	}
 	return signer, nil
 }
 
-// readPair reads the intermediate and its key. With a missing file the error is
-// fs.ErrNotExist.
+// readPair reads the intermediate and its key. With a file that is not there the
+// error is missing.
 func readPair(dir string) (pair, error) {
 	certFile, keyFile := filepath.Join(dir, intermediateCert), filepath.Join(dir, intermediateKey)
-	certs, err := readCerts(certFile)
+	certs, err := readCerts(certFile, mendIntermediate)
 	if err != nil {
 		return pair{}, err
 	}
 	if len(certs) != 1 {
-		return pair{}, fmt.Errorf("%s: holds %d certificates, one is expected", certFile, len(certs))
+		return pair{}, input.Wrong(certFile, "leave the one there that belongs to "+intermediateKey, "holds %d certificates, one is expected", len(certs))
 	}
 	key, err := readKey(keyFile)
 	if err != nil {
 		return pair{}, err
 	}
 	if !belongs(key, certs[0]) {
-		return pair{}, fmt.Errorf("%s does not belong to %s: put the pair back that was made together, or make a new one with `ztunnel ca intermediate`", keyFile, certFile)
+		return pair{}, input.Wrong(keyFile, "put the pair back that was made together, or make a new one with `ztunnel ca intermediate`", "does not belong to %s", certFile)
 	}
 	return pair{certs[0], key}, nil
 }
@@ -139,20 +173,20 @@ func readPair(dir string) (pair, error) {
 // readRoots reads the roots: one, or several while one follows another.
 func readRoots(dir string) ([]*x509.Certificate, error) {
 	path := filepath.Join(dir, rootCert)
-	certs, err := readCerts(path)
+	certs, err := readCerts(path, mendRoot)
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range certs {
 		if !c.IsCA {
-			return nil, fmt.Errorf("%s: %s is no CA certificate: only roots belong here", path, c.Subject)
+			return nil, input.Wrong(path, "leave only roots there", "%s is no CA certificate", c.Subject)
 		}
 	}
 	return certs, nil
 }
 
 // readRoot reads the root's key, and says to which of the roots it belongs.
-// Without the file the error is fs.ErrNotExist.
+// Without the file the error is missing.
 func readRoot(dir string, roots []*x509.Certificate) (pair, error) {
 	path := filepath.Join(dir, rootKey)
 	key, err := readKey(path)
@@ -164,7 +198,7 @@ func readRoot(dir string, roots []*x509.Certificate) (pair, error) {
 			return pair{c, key}, nil
 		}
 	}
-	return pair{}, fmt.Errorf("%s does not belong to %s: put the pair back that was made together, or take the key away", path, filepath.Join(dir, rootCert))
+	return pair{}, input.Wrong(path, "put the pair back that was made together, or take the key away", "does not belong to %s", filepath.Join(dir, rootCert))
 }
 
 func belongs(key crypto.Signer, c *x509.Certificate) bool {
@@ -230,11 +264,14 @@ func syncDir(dir string) error {
 }
 
 func exists(path string) (bool, error) {
-	_, err := os.Stat(path)
+	_, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil, err
+	if err != nil {
+		return false, input.Unusable(path, err)
+	}
+	return true, nil
 }
 
 // newKey makes a key on P-256: small, quick, and what every peer takes.

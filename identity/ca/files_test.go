@@ -12,6 +12,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/culvert-mesh/culvert/internal/input"
 	"github.com/culvert-mesh/culvert/internal/testca"
 )
 
@@ -40,14 +41,14 @@ func TestOpenRefuses(t *testing.T) {
 			remove(rootKey)(t, dir)
 			foreign(rootCert)(t, dir)
 		}, []string{intermediateCert, "does not chain"}},
-		"empty root.pem":               {overwrite(rootCert, ""), []string{rootCert, "holds no certificate"}},
+		"empty root.pem":               {overwrite(rootCert, ""), []string{rootCert, "is empty"}},
 		"root.pem with something else": {overwrite(rootCert, "hello"), []string{rootCert, "no PEM block"}},
 		"root.pem with a broken block": {overwrite(rootCert, "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n"), []string{rootCert}},
 		"root.pem with a key":          {copyOf(rootCert, intermediateKey), []string{rootCert, "only CERTIFICATE"}},
-		"intermediate.key with no key": {overwrite(intermediateKey, "hello"), []string{intermediateKey, "PKCS #8"}},
+		"intermediate.key with no key": {overwrite(intermediateKey, "hello"), []string{intermediateKey, "no PEM block"}},
 		"intermediate.pem with two":    {twice(intermediateCert), []string{intermediateCert, "2 certificates"}},
 		"intermediate.pem is the root": {func(t *testing.T, dir string) { copyOf(intermediateCert, rootCert)(t, dir) }, []string{"does not belong to"}},
-		"a huge file":                  {overwrite(rootCert, strings.Repeat("x", maxFile+1)), []string{rootCert, "right file"}},
+		"a huge file":                  {overwrite(rootCert, strings.Repeat("x", input.MaxPEM+1)), []string{rootCert, "right file"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(newDir(t), "ca")

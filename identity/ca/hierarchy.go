@@ -9,7 +9,6 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/big"
 	"net/url"
 	"os"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/internal/input"
 )
 
 // How long certificates live, and how far back they begin: clocks differ.
@@ -91,21 +92,21 @@ func NewIntermediate(rootDir, outDir string, td spiffeid.TrustDomain, now time.T
 		return fmt.Errorf("read root: %w", err)
 	}
 	root, err := readRoot(rootDir, roots)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read root: %w: the root's key is needed to make an intermediate", err)
+	if missing(err) {
+		return fmt.Errorf("read root: %w", input.Wrong(filepath.Join(rootDir, rootKey), "bring the root's key, which is needed to make an intermediate", "no such file or directory"))
 	}
 	if err != nil {
 		return fmt.Errorf("read root: %w", err)
 	}
-	if err := checkDomain(root.cert, td); err != nil {
-		return fmt.Errorf("%s: %w", filepath.Join(rootDir, rootCert), err)
+	if err := checkDomain(filepath.Join(rootDir, rootCert), root.cert, td); err != nil {
+		return err
 	}
 	if err := makeDir(outDir); err != nil {
 		return err
 	}
 	theirs, err := readRoots(outDir)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case missing(err):
 		if err := writeCerts(filepath.Join(outDir, rootCert), roots...); err != nil {
 			return err
 		}
@@ -115,7 +116,7 @@ func NewIntermediate(rootDir, outDir string, td spiffeid.TrustDomain, now time.T
 	case !slices.ContainsFunc(theirs, root.cert.Equal):
 		return fmt.Errorf("make intermediate: %s has another root: append this one to it to trust both, or empty the directory", filepath.Join(outDir, rootCert))
 	}
-	if p, err := readPair(outDir); err == nil && checkIntermediate(p.cert, theirs, td, now) == nil && !pastHalf(p.cert, now) {
+	if p, err := readPair(outDir); err == nil && checkIntermediate(outDir, p.cert, theirs, td, now) == nil && !pastHalf(p.cert, now) {
 		return fmt.Errorf("make intermediate: %s is there already, is good until %s, and is not overwritten", filepath.Join(outDir, intermediateCert), p.cert.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return newIntermediate(outDir, root, td, now)
@@ -167,32 +168,65 @@ func signIntermediate(root pair, pub crypto.PublicKey, td spiffeid.TrustDomain, 
 	}, root, pub)
 }
 
-// checkIntermediate refuses one that would sign what no peer takes.
-func checkIntermediate(c *x509.Certificate, roots []*x509.Certificate, td spiffeid.TrustDomain, now time.Time) error {
+// checkIntermediate refuses one that would sign what no peer takes. It names the
+// file that is to blame.
+func checkIntermediate(dir string, c *x509.Certificate, roots []*x509.Certificate, td spiffeid.TrustDomain, now time.Time) error {
+	certFile, rootFile := filepath.Join(dir, intermediateCert), filepath.Join(dir, rootCert)
 	if !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0 {
-		return errors.New("it is no CA certificate: make one with `ztunnel ca intermediate`")
+		return input.Wrong(certFile, mendAnew, "is no CA certificate")
 	}
-	if now.After(c.NotAfter) {
-		return fmt.Errorf("it has expired at %s: make a new one with `ztunnel ca intermediate`", c.NotAfter.UTC().Format(time.RFC3339))
+	if err := checkTime(certFile, mendAnew, c, now); err != nil {
+		return err
+	}
+	root := parent(c, roots)
+	if root == nil {
+		return input.Wrong(certFile, mendTogether, "does not chain to %s beside it", rootCert)
+	}
+	if err := checkTime(rootFile, "make a new root and new intermediates, and bring them to every node", root, now); err != nil {
+		return err
+	}
+	if root.MaxPathLen == 0 && root.MaxPathLenZero {
+		return input.Wrong(rootFile, "make a root without path length, or with 1", "has the path length 0 and lets no intermediate sign")
 	}
 	pool := x509.NewCertPool()
-	for _, r := range roots {
-		pool.AddCert(r)
-	}
+	pool.AddCert(root)
 	opts := x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
 	if _, err := c.Verify(opts); err != nil {
-		return fmt.Errorf("it does not chain to %s beside it: %w: put the files back that were made together", rootCert, err)
+		return input.Wrong(certFile, mendTogether, "does not chain to %s beside it (%v)", rootCert, err)
 	}
-	return checkDomain(c, td)
+	return checkDomain(certFile, c, td)
+}
+
+const mendAnew = "make a new one with `ztunnel ca intermediate`"
+
+// parent is the root that has signed c; nil: none.
+func parent(c *x509.Certificate, roots []*x509.Certificate) *x509.Certificate {
+	for _, r := range roots {
+		if c.CheckSignatureFrom(r) == nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// checkTime refuses a certificate that is not valid by now.
+func checkTime(file, mend string, c *x509.Certificate, now time.Time) error {
+	switch {
+	case now.Before(c.NotBefore):
+		return input.Wrong(file, "set the clock of this machine right, or "+mend, "is not valid before %s", c.NotBefore.UTC().Format(time.RFC3339))
+	case now.After(c.NotAfter):
+		return input.Wrong(file, mend, "has expired at %s", c.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // checkDomain refuses a CA certificate that says it is of another trust domain.
-func checkDomain(c *x509.Certificate, td spiffeid.TrustDomain) error {
+func checkDomain(file string, c *x509.Certificate, td spiffeid.TrustDomain) error {
 	if len(c.URIs) != 1 {
 		return nil
 	}
 	if own, err := spiffeid.TrustDomainFromURI(c.URIs[0]); err == nil && own != td {
-		return fmt.Errorf("it is of trust domain %s, not %s: correct trustDomain in the configuration, or use the directory of that domain", own, td)
+		return input.Wrong(file, "correct trustDomain in the configuration, or use the directory of that domain", "is of trust domain %s, not %s", own, td)
 	}
 	return nil
 }
@@ -220,8 +254,14 @@ func sign(template *x509.Certificate, by pair, pub crypto.PublicKey) (*x509.Cert
 }
 
 func makeDir(dir string) error {
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return fmt.Errorf("make CA directory: %w", err)
+	there, err := exists(dir)
+	if err != nil {
+		return err
+	}
+	if !there {
+		if err := os.MkdirAll(dir, dirMode); err != nil {
+			return fmt.Errorf("make CA directory: %w", err)
+		}
 	}
 	return checkDir(dir)
 }

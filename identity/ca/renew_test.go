@@ -399,7 +399,7 @@ func TestReloadKeepsWhatWorks(t *testing.T) {
 		time.Sleep(10 * retryEvery)
 		accepts(t, a, s)
 		accepts(t, a, svid(t, a, db))
-		if n := strings.Count(log.String(), "the earlier files stay in use"); n != 1 {
+		if n := strings.Count(log.String(), "the earlier ones stay in use"); n != 1 {
 			t.Errorf("said %d times:\n%s", n, log.String())
 		}
 	})

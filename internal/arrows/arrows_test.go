@@ -105,12 +105,12 @@ var rules = []rule{
 	{
 		why:  "configuration is one struct of plain values",
 		of:   []string{"config"},
-		only: []string{"config/strict"},
+		only: []string{"config/strict", "internal/input"},
 	},
 	{
 		why:  "identity is values and a seam; issuers are below it",
 		of:   []string{"identity"},
-		only: []string{"identity"},
+		only: []string{"identity", "internal/input"},
 	},
 	{
 		why:  "the seam of identity knows no issuer",
@@ -128,8 +128,8 @@ var rules = []rule{
 		only: []string{"identity", "policy", "config/strict"},
 	},
 	{
-		why:  "namespaces and addresses are below everything",
-		of:   []string{"internal/netns", "internal/cli", "bpf"},
+		why:  "namespaces, addresses and files are below everything",
+		of:   []string{"internal/netns", "internal/input", "internal/cli", "bpf"},
 		only: []string{},
 	},
 	{

@@ -74,7 +74,7 @@ func (s *Source) Watch(ctx context.Context, report func(error)) {
 
 func (s *Source) take(data []byte, err error) error {
 	if err != nil {
-		return fmt.Errorf("read pods: %w", err)
+		return err
 	}
 	pods, err := ParseFile(s.file.Path(), data, s.trustDomain)
 	if err != nil {
@@ -114,7 +114,7 @@ func (s *Source) Changed() <-chan struct{} {
 //	    serviceAccount: web        # default: default
 //	    netns: /run/netns/web      # needed: the pod's network namespace
 //	    addresses: [10.0.1.7, fd00:1::7]   # one, or one of each family
-//	    trustDomain: cluster.local # default: trustDomain, the mesh's own
+//	    trustDomain: cluster.local # the mesh's own, which is the default; no other
 //	    uid: 3b0c…                 # default: none
 //
 // A mistake is a *strict.Error.
@@ -153,6 +153,9 @@ func (r *reader) read(o *strict.Object) {
 	o.TrustDomain("trustDomain", &td)
 	o.UID("uid", &p.UID)
 	p.TrustDomain = td.Name()
+	if td != r.trustDomain {
+		o.Fail("trustDomain", r.trustDomain.Name()+", the mesh's own", "%q is another trust domain, for which this node has no authority", td.Name())
+	}
 	if line, twice := r.keys[p.Key()]; twice {
 		o.Fail("name", "each name once in a namespace", "%s/%s is also that of line %d", p.Namespace, p.Name, line)
 	}

@@ -33,7 +33,7 @@ pods:
 - name: web
   namespace: demo
   serviceAccount: sa
-  trustDomain: other.example
+  trustDomain: cluster.local
   uid: 3B0c-1
   netns: /proc/12/ns/net
   addresses: [fd00::8, 10.0.0.8]
@@ -43,7 +43,7 @@ pods:
 	}
 	want := []pod.Pod{
 		{Name: "web", Namespace: "default", ServiceAccount: "default", TrustDomain: "cluster.local", NetnsPath: "/run/netns/web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7")}},
-		{Name: "web", Namespace: "demo", UID: "3B0c-1", ServiceAccount: "sa", TrustDomain: "other.example", NetnsPath: "/proc/12/ns/net", Addresses: []netip.Addr{netip.MustParseAddr("fd00::8"), netip.MustParseAddr("10.0.0.8")}},
+		{Name: "web", Namespace: "demo", UID: "3B0c-1", ServiceAccount: "sa", TrustDomain: "cluster.local", NetnsPath: "/proc/12/ns/net", Addresses: []netip.Addr{netip.MustParseAddr("fd00::8"), netip.MustParseAddr("10.0.0.8")}},
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
@@ -56,6 +56,7 @@ func TestParseFileRefuses(t *testing.T) {
 	const address = "an IP address, such as 10.0.0.7 or fd00::7"
 	for name, tt := range map[string]struct{ data, want string }{
 		"an unknown key":         {"pod: []\n", "p.yaml:1:1: pod: unknown key; allowed: pods"},
+		"another trust domain":   {"pods:\n- {name: b, netns: /b, addresses: [10.0.0.2], trustDomain: other.example}\n", `p.yaml:2:60: pods[0].trustDomain: "other.example" is another trust domain, for which this node has no authority; allowed: cluster.local, the mesh's own`},
 		"an unknown item key":    {"pods:\n- {name: b, netns: /b, addresses: [10.0.0.2], pid: 1}\n", "p.yaml:2:47: pods[0].pid: unknown key; allowed: addresses, name, namespace, netns, serviceAccount, trustDomain, uid"},
 		"no name":                {"pods:\n- {netns: /b, addresses: [10.0.0.2]}\n", "p.yaml:2:4: pods[0].name: is missing; allowed: a Kubernetes name: lower-case letters, digits, - and ., at most 253 of them"},
 		"no namespace path":      {"pods:\n- {name: b, addresses: [10.0.0.2]}\n", "p.yaml:2:4: pods[0].netns: is missing; allowed: " + netns},
