@@ -8,6 +8,7 @@
  * Attached at a cgroup (cgroup/connect4, connect6). A socket of the tunnel's own
  * is known by its storage, which user space sets by descriptor and accepted
  * sockets inherit; not by its mark, which any container may set (CAP_NET_RAW).
+ * What is carried stays so: a third hook keeps its mark (cgroup/setsockopt).
  */
 #include "culvert.h"
 
@@ -196,6 +197,44 @@ int capture6(struct bpf_sock_addr *ctx)
 	dst.w[2] = ctx->user_ip6[2];
 	dst.w[3] = ctx->user_ip6[3];
 	return capture(ctx, &dst);
+}
+
+/*
+ * The kernel hands programs no more than a page of an option's value, and refuses
+ * longer ones (iptables' tables, say) unless a program says that it has not
+ * touched it. The least page there is.
+ */
+#define MAX_OPTION 4096
+
+/*
+ * CAP_NET_RAW, which containers have by default, lets an application change mark
+ * and device of a connection: what was carried would go on by eth0, in plaintext.
+ * So would an application's accepted socket that has its mark from a delivery.
+ * A closed socket may do as it likes: its next connect() is judged anew.
+ *
+ * Runs for every setsockopt() below the cgroup: what is not meant leaves first.
+ */
+SEC("cgroup/setsockopt")
+int keep(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u64 cookie;
+
+	if (ctx->optlen > MAX_OPTION)
+		ctx->optlen = 0;
+	if (ctx->level != SOL_SOCKET)
+		return PASS;
+	if (ctx->optname != SO_MARK && ctx->optname != SO_BINDTODEVICE && ctx->optname != SO_BINDTOIFINDEX)
+		return PASS;
+	if (!sk || sk->mark != MARK || sk->protocol != IPPROTO_TCP || sk->state == TCP_CLOSE)
+		return PASS;
+	cookie = bpf_get_netns_cookie(ctx);
+	if (!bpf_map_lookup_elem(&enrolled, &cookie))
+		return PASS;
+	if (bpf_sk_storage_get(&own_sockets, sk, NULL, 0))
+		return PASS;
+	count(DECISION_OPTION_REFUSED);
+	return REFUSE;
 }
 
 /* bpf_setsockopt, bpf_sk_storage_get: the kernel asks for a GPL-compatible program. */

@@ -59,6 +59,7 @@ const (
 	ConnectMapPlainPorts   = "plain_ports"
 	ConnectProgCapture4    = "capture4"
 	ConnectProgCapture6    = "capture6"
+	ConnectProgKeep        = "keep"
 )
 
 // LoadConnect returns the embedded CollectionSpec for Connect.
@@ -105,6 +106,7 @@ type ConnectSpecs struct {
 type ConnectProgramSpecs struct {
 	Capture4 *ebpf.ProgramSpec `ebpf:"capture4"`
 	Capture6 *ebpf.ProgramSpec `ebpf:"capture6"`
+	Keep     *ebpf.ProgramSpec `ebpf:"keep"`
 }
 
 // ConnectMapSpecs contains maps before they are loaded into the kernel.
@@ -182,12 +184,14 @@ type ConnectVariables struct {
 type ConnectPrograms struct {
 	Capture4 *ebpf.Program `ebpf:"capture4"`
 	Capture6 *ebpf.Program `ebpf:"capture6"`
+	Keep     *ebpf.Program `ebpf:"keep"`
 }
 
 func (p *ConnectPrograms) Close() error {
 	return _ConnectClose(
 		p.Capture4,
 		p.Capture6,
+		p.Keep,
 	)
 }
 

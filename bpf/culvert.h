@@ -33,8 +33,10 @@
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 #define SOL_SOCKET 1
+#define SO_BINDTODEVICE 25
 #define SO_MARK 36
 #define SO_BINDTOIFINDEX 62
+#define TCP_CLOSE 7 /* net/tcp_states.h */
 #define ECONNREFUSED 111
 
 #ifndef NULL
@@ -99,6 +101,8 @@ enum decision {
 	DECISION_CONNECT_MARK_KEPT, /* ours, and clearing it failed */
 	DECISION_CONNECT_REBOUND, /* from its device to none */
 	DECISION_CONNECT_NO_ERRNO, /* refused, with EPERM for want of ECONNREFUSED */
+	/* setsockopt hook: refused, with EPERM */
+	DECISION_OPTION_REFUSED, /* mark or device of a carried socket */
 	/* sk_lookup: passed */
 	DECISION_STEER_NOT_TCP,
 	DECISION_STEER_LOOPBACK,

@@ -35,8 +35,8 @@ import (
 // another number, and converts or refuses what it finds, but never misreads it.
 const layout = "v2"
 
-// hooks are the names of the connect hooks' pins.
-var hooks = [...]string{"connect4", "connect6"}
+// hooks are the names of the hooks' pins.
+var hooks = [...]string{"connect4", "connect6", "setsockopt"}
 
 // Config says where things are.
 type Config struct {
@@ -164,6 +164,7 @@ func (n *Node) load(cgroup string) error {
 	}{
 		{hooks[0], ebpf.AttachCGroupInet4Connect, objects.Capture4},
 		{hooks[1], ebpf.AttachCGroupInet6Connect, objects.Capture6},
+		{hooks[2], ebpf.AttachCGroupSetsockopt, objects.Keep},
 	} {
 		l, err := attachCgroup(filepath.Join(n.pins, h.name), cgroup, h.attach, h.prog)
 		if err != nil {

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net"
+	"path/filepath"
+	"testing"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/internal/lab"
+)
+
+// detach takes one of a node's hooks away, as nothing of Culvert's would.
+func (e *env) detach(n *lab.Node, hook string) {
+	e.t.Helper()
+	sum := sha256.Sum256([]byte(n.RunDir()))
+	pins, err := filepath.Glob(filepath.Join("/sys/fs/bpf/culvert", hex.EncodeToString(sum[:6]), "*", hook))
+	if err != nil || len(pins) != 1 {
+		e.t.Fatalf("pins of %s: %v, %v", n.Name, pins, err)
+	}
+	l, err := link.LoadPinnedLink(pins[0], nil)
+	e.must(err)
+	defer l.Close()
+	e.must(l.Detach())
+}
+
+// onSocket does something to a connection's descriptor, in the pod.
+func (e *env) onSocket(p *lab.Pod, c *net.TCPConn, f func(fd int) error) error {
+	raw, err := c.SyscallConn()
+	e.must(err)
+	return p.Do(func() (err error) {
+		cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) })
+		return errors.Join(err, cerr)
+	})
+}
+
+// TestCarriedStaysCarried: a process with CAP_NET_RAW may not take a carried
+// connection off its way.
+func TestCarriedStaysCarried(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e, d := mesh(t)
+		from, to := e.Pod(1, 1), e.Pod(2, 1)
+		app, err := to.Echo(8080)
+		e.must(err)
+		unmark := func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0) }
+		bind := func(fd int) error { return unix.BindToDevice(fd, "eth0") }
+
+		wire := e.wire(marker)
+		c := e.connect(from, app.Addr(family))
+		for name, f := range map[string]func(int) error{"SO_MARK": unmark, "SO_BINDTODEVICE": bind} {
+			if err := e.onSocket(from, c, f); !errors.Is(err, unix.EPERM) {
+				t.Errorf("%s on a carried socket: %v, want %v", name, err, unix.EPERM)
+			}
+		}
+		e.must(exchange(c, marker))
+		if wire.Seen(0) != 0 || outside(wire) != 0 || inside(wire) == 0 {
+			t.Errorf("the marker was seen %d times, in %d segments outside the tunnel", wire.Seen(0), outside(wire))
+		}
+		if n := e.sum(d[0], "culvert_redirect_decisions_total", "decision", "option_refused"); n != 2 {
+			t.Errorf("%v refusals were counted, want 2", n)
+		}
+
+		// The control: without the hook the option is set, and the bytes are on the wire.
+		e.detach(e.Nodes[0], "setsockopt")
+		plain := e.wire(marker)
+		c = e.connect(from, app.Addr(family))
+		e.must(e.onSocket(from, c, unmark))
+		if err := exchange(c, marker); err == nil {
+			t.Error("control: the exchange went through beside the tunnel")
+		}
+		if plain.Seen(0) == 0 {
+			t.Error("control: the marker is not on the wire")
+		}
+	})
+}
