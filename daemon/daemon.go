@@ -116,6 +116,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	}
 	undo.add(func() error { tun.Close(); return nil })
 	trusted.revoke = tun.Revoke
+	countDeliveries(metrics.Registry(), tun.Deliveries())
 
 	var ready atomic.Bool
 	failed := make(chan error, 1)

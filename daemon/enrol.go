@@ -229,3 +229,9 @@ func (s podSockets) Wait(v6 bool, got func(int, error)) { s.stock.Wait(v6, got) 
 func (s podSockets) Deliver(fd int, client netip.Addr, dst netip.AddrPort, avoid func(uint16) bool) error {
 	return socket.Deliver(fd, client, dst, avoid)
 }
+
+// MarkedListener is tunnel.Sockets'.
+func (s podSockets) MarkedListener(dst netip.AddrPort) (tunnel.Listener, bool, error) {
+	l, found, err := socket.MarkedListener(s.ns, dst)
+	return tunnel.Listener{Addr: l.Local, Mark: l.Mark, Cookie: l.Cookie}, found, err
+}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -20,14 +19,9 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/h2"
 	"github.com/culvert-mesh/culvert/tunnel/handshake"
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
-	"github.com/culvert-mesh/culvert/tunnel/loop"
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 	"github.com/culvert-mesh/culvert/workload"
 )
-
-// maxDeliveries is how many more sockets are tried where a delivery's port
-// serves the same client and application already.
-const maxDeliveries = 8
 
 // maxStreams is how many streams a peer may have on one connection. Memory is
 // bounded by their windows.
@@ -184,8 +178,7 @@ type inbound struct {
 	verdict  policy.Verdict
 	start    time.Time
 	relay    *relay.Relay
-	timeout  *loop.Timer
-	tries    int // of other ports
+	delivery delivery
 	opened   bool
 	done     bool
 	live     live
@@ -193,77 +186,6 @@ type inbound struct {
 
 	reason telemetry.Reason
 	detail string
-}
-
-// connect takes a delivery socket and connects it to the application.
-func (i *inbound) connect() {
-	in := i.trunk
-	v6 := i.dst.Addr().Is6()
-	if fd, ok := in.pod.Sockets.Take(v6); ok {
-		i.deliver(fd)
-		return
-	}
-	in.pod.Sockets.Wait(v6, func(fd int, err error) {
-		posted := in.w.Loop.Post(func() {
-			switch {
-			case err != nil:
-				i.answer(503, telemetry.ReasonLimit, err.Error())
-			default:
-				i.deliver(fd)
-			}
-		})
-		if !posted && err == nil {
-			unix.Close(fd)
-		}
-	})
-}
-
-func (i *inbound) deliver(fd int) {
-	in := i.trunk
-	if i.st.Closed() || in.trunk.Closed() {
-		unix.Close(fd)
-		i.report(telemetry.ReasonReset, "by the source, before the application was reached")
-		return
-	}
-	err := in.pod.Sockets.Deliver(fd, in.remote.Addr(), i.dst, in.pod.tuples.avoid(in.remote.Addr(), i.dst))
-	if errors.Is(err, unix.EADDRNOTAVAIL) && i.tries < maxDeliveries {
-		i.tries++ // its port serves this client already
-		unix.Close(fd)
-		i.connect()
-		return
-	}
-	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		unix.Close(fd)
-		i.unreachable(err)
-		return
-	}
-	r, rerr := in.w.Connecting(fd, i)
-	if rerr != nil {
-		refuse(fd)
-		i.answer(503, telemetry.ReasonLimit, rerr.Error())
-		return
-	}
-	i.relay = r
-	r.Attach(in.trunk, i.st)
-	if err == nil {
-		r.Established()
-		return
-	}
-	i.timeout = in.w.Loop.After(in.pod.t.cfg.ConnectTimeout, func() { i.unreachable(unix.ETIMEDOUT) })
-}
-
-// Connected is relay.Owner's.
-func (i *inbound) Connected(r *relay.Relay, err error) {
-	i.timeout.Stop()
-	if err != nil {
-		i.unreachable(err)
-		return
-	}
-	if i.respond(hbone.ResponseFields(200, ""), false) {
-		i.opened = true
-		i.flow = i.trunk.pod.t.cfg.Recorder.Opened(i.record())
-		r.Open()
-	}
 }
 
 func (i *inbound) respond(fields []hpack.HeaderField, end bool) bool {
@@ -278,15 +200,6 @@ func (i *inbound) respond(fields []hpack.HeaderField, end bool) bool {
 		return false
 	}
 	return true
-}
-
-func (i *inbound) unreachable(err error) {
-	why := telemetry.ReasonUnreachable
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		why = errnoReason(errno)
-	}
-	i.answer(503, why, fmt.Sprintf("connect to the application at %s: %v", i.dst, err))
 }
 
 // answer refuses the stream.
@@ -320,7 +233,7 @@ func (i *inbound) Refused(r *relay.Relay) {
 
 // Closed is relay.Owner's.
 func (i *inbound) Closed(_ *relay.Relay, end relay.End, detail string) {
-	i.timeout.Stop()
+	i.delivery.timer.Stop()
 	switch end {
 	case relay.EndClean:
 		i.report(telemetry.ReasonOK, "")

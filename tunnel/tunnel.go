@@ -63,6 +63,9 @@ type Sockets interface {
 	// that avoid (nil: none) does not say true of, and begins to connect it to
 	// the application. unix.EINPROGRESS is no error.
 	Deliver(fd int, client netip.Addr, dst netip.AddrPort, avoid func(port uint16) bool) error
+	// MarkedListener looks for the application's listener that takes dst, and
+	// finds it if it has a mark of its own. It may wait.
+	MarkedListener(dst netip.AddrPort) (l Listener, found bool, err error)
 }
 
 // Recorder takes what happened. It must not block.
@@ -100,6 +103,9 @@ type Tunnel struct {
 	seed    maphash.Seed
 	spread  atomic.Uint32 // gives server sessions to the loops in turn
 	hands   chan struct{} // one token per running handshake
+	looks   chan struct{} // one token per look at a pod's listeners
+
+	deliveries Deliveries
 
 	ctx    context.Context // ends handshakes and dials
 	cancel context.CancelCauseFunc
@@ -135,7 +141,7 @@ func New(cfg Config) (*Tunnel, error) {
 	if cfg.Loops == 0 {
 		cfg.Loops = runtime.NumCPU()
 	}
-	t := &Tunnel{cfg: cfg, seed: maphash.MakeSeed(), hands: make(chan struct{}, maxHandshakes)}
+	t := &Tunnel{cfg: cfg, seed: maphash.MakeSeed(), hands: make(chan struct{}, maxHandshakes), looks: make(chan struct{}, maxLooks)}
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	for i := range cfg.Loops {
 		l, err := loop.New()
@@ -209,8 +215,9 @@ type Pod struct {
 	cancel context.CancelCauseFunc
 	tasks  sync.WaitGroup // handshakes and dials
 
-	mu  sync.Mutex // guards fds, and that none of tasks begins once it is gone
-	fds []int      // listeners, owned by w's loop
+	mu    sync.Mutex          // guards what follows, and that none of tasks begins once it is gone
+	fds   []int               // listeners, owned by w's loop
+	named map[uint64]struct{} // cookies of listeners with a mark of their own
 }
 
 // AddPod makes a pod known. Remove takes it away.

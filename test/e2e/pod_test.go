@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -157,53 +156,6 @@ func (e *env) fullListener(p *lab.Pod, family int) (at netip.AddrPort, accept fu
 			}()
 		}
 	}
-}
-
-// TestListenerWithMark: a known limit. What an application's listener accepts has
-// that listener's mark, and its answers do not find back to lo.
-func TestListenerWithMark(t *testing.T) {
-	e := setup(t)
-	d := e.start(tunnelSettings(map[string]any{"connectTimeout": "500ms"}))
-	server := e.Pod(2, 1)
-	listen := func(mark int) netip.AddrPort {
-		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-			cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark) })
-			return errors.Join(err, cerr)
-		}}
-		lc.SetMultipathTCP(false)
-		var l net.Listener
-		e.must(server.Do(func() (err error) { l, err = lc.Listen(e.ctx, "tcp", ":0"); return err }))
-		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() { _, _ = io.Copy(c, c); c.Close() }()
-			}
-		}()
-		return l.Addr().(*net.TCPAddr).AddrPort()
-	}
-	marked, unmarked := listen(7), listen(0)
-	families(t, func(t *testing.T, family int) {
-		e := e.in(t)
-		dst := netip.AddrPortFrom(server.Addr(family), marked.Port())
-		watch1, watch2 := e.watch(d[0]), e.watch(d[1])
-		out := e.capture(capture.Config{NS: server.Node.NS, Interface: server.HostEnd()})
-		if err := e.try(e.Pod(1, 1), dst); !isReset(err) {
-			t.Errorf("the client saw %v, want a reset", err)
-		}
-		for direction, watch := range map[string]*watch{"outbound": watch1, "inbound": watch2} {
-			if r := watch.closed(direction, dst).String("reason"); r != "timeout" {
-				t.Errorf("%s: reason %q, want timeout", direction, r)
-			}
-		}
-		if n := outside(out); n != 0 {
-			t.Errorf("%d segments with payload outside the tunnel", n)
-		}
-		e.must(e.try(e.Pod(1, 1), netip.AddrPortFrom(server.Addr(family), unmarked.Port()))) // the control
-	})
 }
 
 // TestNothingLeaks: after many connections the daemons hold what they held.

@@ -133,6 +133,34 @@ func (r *Relay) Established() {
 	r.owner.Connected(r, nil)
 }
 
+// Disconnect closes the socket of a relay made by Connecting, which nobody has
+// answered, so that another can be tried: Reconnect or Abort follows. It reports
+// false where the answer has come.
+func (r *Relay) Disconnect() bool {
+	if r.phase != phaseConnecting {
+		return false
+	}
+	if _, err := unix.Getpeername(r.fd); err == nil {
+		return false // connected: the loop is about to say so
+	}
+	r.w.Loop.Close(r.fd)
+	r.fd = -1
+	return true
+}
+
+// Disconnected reports whether the relay has no socket, by Disconnect.
+func (r *Relay) Disconnected() bool { return r.phase == phaseConnecting && r.fd < 0 }
+
+// Reconnect gives a relay that is disconnected a socket whose connect is under
+// way. On an error the descriptor stays the caller's.
+func (r *Relay) Reconnect(fd int) error {
+	if err := r.w.Loop.Register(fd, r); err != nil {
+		return err
+	}
+	r.fd = fd
+	return nil
+}
+
 // ended is a stream's user when its END_STREAM came before there was a relay.
 type ended struct{}
 
