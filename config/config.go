@@ -40,6 +40,9 @@ type Config struct {
 	// Mode says what happens to plaintext that arrives for a pod. Default and
 	// only value: strict.
 	Mode Mode
+	// Existing says what becomes of plaintext connections from before a pod's
+	// enrolment. Default: keep.
+	Existing Existing
 	// Loops is the number of event loops. 0, the default: one for each CPU.
 	Loops int
 	// Cgroup is the cgroup v2 folder at which the connect hooks are attached;
@@ -141,6 +144,16 @@ type Mode string
 
 // ModeStrict refuses plaintext from outside the pod.
 const ModeStrict Mode = "strict"
+
+// Existing is what becomes of connections that a pod has with the mesh when it is
+// enrolled.
+type Existing string
+
+// The ways.
+const (
+	ExistingKeep  Existing = "keep"  // they go on, in plaintext, and are listed
+	ExistingReset Existing = "reset" // they are ended
+)
 
 // Format is the form of log lines.
 type Format string

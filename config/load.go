@@ -53,6 +53,7 @@ func Default(dir string) *Config {
 		Workloads:   Workloads{File: filepath.Join(dir, defaultWorkloads)},
 		Pods:        Pods{File: filepath.Join(dir, defaultPods)},
 		Mode:        ModeStrict,
+		Existing:    ExistingKeep,
 		Metrics:     Metrics{Address: netip.MustParseAddrPort(defaultMetrics)},
 		AccessLog:   AccessLog{Format: FormatAuto, Queue: 4096},
 		Log:         Log{Level: slog.LevelInfo, Format: FormatAuto},
@@ -130,6 +131,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 	o.Object("mesh", func(o *strict.Object) { prefixes(o, &c.Mesh.CIDRs) })
 	o.Object("bypass", func(o *strict.Object) { prefixes(o, &c.Bypass.CIDRs) })
 	strict.Enum(o, "mode", &c.Mode, ModeStrict)
+	strict.Enum(o, "existing", &c.Existing, ExistingKeep, ExistingReset)
 	o.Int("loops", &c.Loops, 0, maxLoops)
 	optional(o, "cgroup", &c.Cgroup, aDir+` of cgroup v2, or "" for its root`)
 	o.Object("metrics", func(o *strict.Object) {

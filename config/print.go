@@ -35,6 +35,7 @@ func (c *Config) YAML() ([]byte, error) {
 		object("mesh", item("cidrs", texts(c.Mesh.CIDRs))),
 		object("bypass", item("cidrs", texts(c.Bypass.CIDRs))),
 		item("mode", string(c.Mode)),
+		item("existing", string(c.Existing)),
 		item("loops", c.Loops),
 		item("cgroup", c.Cgroup),
 		object("metrics", item("address", c.Metrics.Address.String())),

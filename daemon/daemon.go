@@ -48,7 +48,7 @@ type Options struct {
 // Run runs the node's data plane until ctx ends. An error means that it could
 // not start, or that a part of it failed; it says what, and what to do.
 func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
-	log := opt.Logger
+	log, started := opt.Logger, time.Now()
 	var undo closers
 	defer func() { err = errors.Join(err, undo.close()) }()
 
@@ -126,16 +126,27 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	}
 	undo.add(stop)
 
+	beside := newExisting(cfg.Existing == config.ExistingReset, log)
+	undo.add(beside.close)
+	metrics.Registry().MustRegister(beside)
+	decided.notify(beside.changed)
+
 	keeper := pod.NewKeeper(pod.Config{
-		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, log: log},
+		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, existing: beside, log: log},
 		Logger:   log,
 	})
 	undo.add(keeper.Close)
 	metrics.Registry().MustRegister(podStates{keeper})
 	reports = newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust", "ca")
 
+	live := &connections{tunnel: tun, existing: beside, store: decided.store}
 	controls, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"),
-		admin.Mount{Pattern: "GET /status", Handler: statusHandler{keeper, reports, decided.store}})
+		admin.Mount{Pattern: "GET /status", Handler: &statusHandler{
+			cfg: cfg, version: opt.Version, cgroup: node.Cgroup(), started: started, ready: &ready,
+			keeper: keeper, reports: reports, store: decided.store, identity: issuer,
+		}},
+		admin.Mount{Pattern: "GET /connections", Handler: http.HandlerFunc(live.serve)},
+		admin.Mount{Pattern: "GET /connections/plaintext", Handler: http.HandlerFunc(live.servePlaintext)})
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ type enroller struct {
 	sockets  *socket.Maker
 	tunnel   *tunnel.Tunnel
 	identity identity.Source
+	existing *existing
 	log      *slog.Logger
 
 	// What is swept must not be taken over meanwhile: an enrolment reads, a
@@ -42,6 +43,9 @@ type enrolment struct {
 	stock   *socket.Stock
 	served  *tunnel.Pod
 	steered *redirect.Pod
+	beside  *existingPod
+
+	plaintext int // connections beside the tunnel that were still there at the end
 }
 
 // Enrol is pod.Enroller's. The order matters: the pod's certificate and
@@ -87,6 +91,7 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 		return nil, err
 	}
 	e.log.Info("pod enrolled", "pod", p.Key(), "identity", p.Identity().String(), "addresses", addrs)
+	out.beside = e.existing.add(p.Key(), out.steered, out.served) // the hooks are on: there come no more
 	return out, nil
 }
 
@@ -126,6 +131,10 @@ func (n *enrolment) End(how pod.End) error {
 	if n.ns == nil {
 		return nil
 	}
+	if n.beside != nil {
+		n.plaintext = n.e.existing.remove(n.beside)
+		n.beside = nil
+	}
 	// A namespace that nobody finds by the path any more has no successor in it.
 	if how == pod.Refuse && !n.Moved() {
 		if err := n.steered.Leave(); err != nil {
@@ -135,7 +144,8 @@ func (n *enrolment) End(how pod.End) error {
 		if err := n.steered.Release(); err != nil {
 			return err
 		}
-		n.e.log.Info("pod released: it connects as without Culvert, in plaintext", "pod", n.pod.Key(), "addresses", n.steered.Addrs())
+		n.e.log.Info("pod released: it connects as without Culvert, in plaintext; what was carried is reset", "pod", n.pod.Key(), "addresses", n.steered.Addrs(),
+			"older_than_enrolment", n.plaintext)
 	}
 	err := n.ns.Close()
 	n.ns = nil

@@ -44,6 +44,7 @@ type files struct {
 	rules *policy.Set
 	// destinations are those of the snapshot in force.
 	destinations map[netip.Addr]redirect.Destination
+	changed      func() // they have changed; it does not wait
 }
 
 // readFiles reads the files for the first time. Nothing is in force before
@@ -151,7 +152,18 @@ func (f *files) change(table *workload.Table, rules *policy.Set) error {
 	f.table, f.rules = table, rules
 	f.store.Publish(table, rules)
 	f.destinations = next
-	return f.node.SetDestinations(next)
+	err := f.node.SetDestinations(next)
+	if f.changed != nil {
+		f.changed()
+	}
+	return err
+}
+
+// notify has changed called at each change from now on.
+func (f *files) notify(changed func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.changed = changed
 }
 
 // destinations are what the programs are to know of the workloads.

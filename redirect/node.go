@@ -242,6 +242,9 @@ func (n *Node) Close() error {
 	return errors.Join(errs...)
 }
 
+// Cgroup is where the hooks are attached, as /proc/PID/cgroup has it.
+func (n *Node) Cgroup() string { return n.cgroup }
+
 // Own marks a socket as the tunnel's: the hooks leave it alone. Sockets that it
 // accepts inherit that.
 func (n *Node) Own(fd int) error {

@@ -11,6 +11,8 @@ import (
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		runCommand(),
+		statusCommand(),
+		connectionsCommand(),
 		cleanupCommand(),
 		configCommand(),
 		caCommand(),
