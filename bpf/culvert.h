@@ -111,12 +111,12 @@ enum decision {
 	DECISION_STEER_OTHER_ADDRESS, /* not the pod's in the mesh */
 	/* sk_lookup: given to a listener of the tunnel */
 	DECISION_STEER_OUTBOUND,
+	DECISION_STEER_UNKNOWN, /* to the same, which refuses it: not carried any more */
 	DECISION_STEER_HBONE,
 	DECISION_STEER_PLAIN, /* plaintext, to a port that takes it */
 	/* sk_lookup: dropped, which answers with a reset */
 	DECISION_STRICT_REFUSED,
 	DECISION_STEER_DROPPED_OWN_PORT,
-	DECISION_STEER_DROPPED_UNKNOWN,
 	DECISION_STEER_DROPPED_NO_LISTENER,
 	DECISION_STEER_DROPPED_NOT_ASSIGNED,
 	DECISIONS,

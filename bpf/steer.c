@@ -80,11 +80,13 @@ static __always_inline int from_lo(struct bpf_sk_lookup *ctx, int v6, const stru
 	known = bpf_map_lookup_elem(&destinations, local);
 	if (known && *known == DESTINATION_HBONE)
 		return give(ctx, v6 ? SLOT_OUTBOUND6 : SLOT_OUTBOUND4, DECISION_STEER_OUTBOUND);
-	/* It was carried when it connected; it is not to be taken by the pod's own wildcard listeners. */
-	if (known || in_cidrs(&mesh_cidrs, local)) {
-		count(DECISION_STEER_DROPPED_UNKNOWN);
-		return SK_DROP;
-	}
+	/*
+	 * It was carried when it connected, and is not to be taken by the pod's own
+	 * wildcard listeners. The reset of a drop could not be routed in IPv4, from
+	 * an address that is not the pod's: the tunnel refuses it, and says so.
+	 */
+	if (known || in_cidrs(&mesh_cidrs, local))
+		return give(ctx, v6 ? SLOT_OUTBOUND6 : SLOT_OUTBOUND4, DECISION_STEER_UNKNOWN);
 	/* An address that the pod has given to lo. */
 	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);
 }

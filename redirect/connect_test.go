@@ -335,34 +335,35 @@ func TestWithoutListenersConnectionsAreRefused(t *testing.T) {
 }
 
 // A destination that has gone since connect() is not taken by the pod's own
-// wildcard listener.
-func TestGoneDestinationIsNotTakenForThePods(t *testing.T) {
-	w := newWorld(t)
-	w.start()
-	l := w.listen(w.pod, netip.MustParseAddrPort("0.0.0.0:8080"))
-	w.must(w.node.SetMeshCIDRs(append(prefixes("10.98.0.0/16"), prefixes("fd98::/16")...)))
-	w.must(w.node.SetDestinations(nil))
-	// What a SYN of before would do: marked, to an address that is gone. Only
-	// the tunnel's own sockets can still be marked. Refused at once in IPv6; in
-	// IPv4 the kernel sends no reset from an address that is not the pod's.
-	n := w.counted(func() {
-		for _, dst := range []netip.Addr{remote4, remote6} {
-			own := pod4
-			if dst.Is6() {
-				own = pod6
-			}
-			fd, err := w.maker.Dial(w.pod, own)
-			w.must(err)
-			w.closing(fd)
-			w.must(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x53a))
-			if err := unix.Connect(fd, sockaddr(at(dst, 8080))); !errors.Is(err, unix.EINPROGRESS) {
-				t.Fatalf("connect: %v", err)
+// wildcard listener, but by the tunnel's, which refuses it.
+func TestGoneDestinationIsTheTunnels(t *testing.T) {
+	both(t, func(w *world, f family) {
+		w.start()
+		l := w.listen(w.pod, at(f.any, 8080))
+		w.must(w.node.SetMeshCIDRs(append(prefixes("10.98.0.0/16"), prefixes("fd98::/16")...)))
+		for what, d := range map[string]map[netip.Addr]redirect.Destination{
+			"unknown":   nil,
+			"plaintext": {f.remote: redirect.DestinationTCP},
+			"dead":      {f.remote: redirect.DestinationRefuse},
+		} {
+			w.must(w.node.SetDestinations(d))
+			// What a SYN of before would do: marked, to an address that is gone.
+			// Only the tunnel's own sockets can still be marked.
+			n := w.counted(func() {
+				fd, err := w.maker.Dial(w.pod, f.pod)
+				w.must(err)
+				w.closing(fd)
+				w.must(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x53a))
+				w.must(finish(fd, unix.Connect(fd, sockaddr(at(f.remote, 8080)))))
+				if c := w.accept(w.listeners[f.outbound]); local(c) != at(f.remote, 8080) {
+					t.Errorf("%s: the tunnel sees the destination %s", what, local(c))
+				}
+			})
+			if n["steer_unknown"] != 1 || pending(l) {
+				t.Errorf("%s: counted %v", what, n)
 			}
 		}
 	})
-	if n["steer_dropped_unknown"] != 2 || pending(l) {
-		t.Errorf("counted %v", n)
-	}
 }
 
 // MPTCP sockets pass the connect hooks by: there are none in a pod.

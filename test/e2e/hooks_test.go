@@ -3,12 +3,17 @@
 package e2e
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -77,5 +82,48 @@ func TestCarriedStaysCarried(t *testing.T) {
 		if plain.Seen(0) == 0 {
 			t.Error("control: the marker is not on the wire")
 		}
+	})
+}
+
+// TestUnknownDestinationIsLogged: a destination that is not carried any more when
+// its SYN comes is refused by the daemon, and named. No hook of connect() can be
+// made to wait until then, so there is none.
+func TestUnknownDestinationIsLogged(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e := setup(t)
+		d := e.start(lab.DaemonConfig{})
+		from, nobody := e.Pod(1, 1), e.Pod(2, 3)
+		known, err := e.Pod(2, 1).Echo(8080)
+		e.must(err)
+		plain, err := nobody.Echo(8080)
+		e.must(err)
+		e.detach(e.Nodes[0], fmt.Sprintf("connect%d", family))
+		dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, 0x53a) })
+			return errors.Join(err, cerr)
+		}}
+		dialer.SetMultipathTCP(false)
+		call := func(dst netip.AddrPort) error {
+			ctx, cancel := context.WithTimeout(e.ctx, patience())
+			defer cancel()
+			c, err := from.DialWith(ctx, &dialer, dst)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			e.must(c.SetDeadline(time.Now().Add(patience())))
+			return exchange(c, marker)
+		}
+		wire := e.wire(marker)
+		if err := call(plain.Addr(family)); !isReset(err) {
+			t.Errorf("an unknown destination: %v, want a reset", err)
+		}
+		if r := e.line(d[0], "outbound", plain.Addr(family)).String("reason"); r != "unknown_destination" {
+			t.Errorf("reason %q, want unknown_destination", r)
+		}
+		if wire.Seen(0) != 0 || outside(wire) != 0 {
+			t.Error("it is on the wire")
+		}
+		e.must(call(known.Addr(family))) // the control
 	})
 }
