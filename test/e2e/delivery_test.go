@@ -16,6 +16,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/capture"
@@ -317,6 +318,52 @@ func TestListenerWithMarkIsNamed(t *testing.T) {
 		}
 		if n := e.sum(d[1], marked) - before; n != times || len(named(without)) != 0 {
 			t.Errorf("control: %v deliveries are counted, want %d; the log has %q", n, times, named(without))
+		}
+	})
+}
+
+// TestUnreachable: a pod whose loopback device is down, over which deliveries go.
+func TestUnreachable(t *testing.T) {
+	e, d := mesh(t)
+	stranger, client := e.Pod(1, 3), e.Pod(1, 1)
+	svid := e.svid(e.authority(), stranger.Identity())
+	families(t, func(t *testing.T, family int) {
+		e := e.in(t)
+		server := map[int]*lab.Pod{4: e.Pod(2, 1), 6: e.Pod(2, 2)}[family] // our routes by lo go with it
+		app, err := server.Echo(8080)
+		e.must(err)
+		dst := app.Addr(family)
+		s, err := e.session(stranger, server.Addr(family), peerTLS(svid))
+		e.must(err)
+		e.carries(s, dst) // the control
+		reached := len(app.Peers())
+		e.must(server.Do(func() error {
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetDown(lo)
+		}))
+		bare := e.watch(d[1])
+		a, err := s.connect(marker, dst)
+		if err != nil || a.status != 503 || a.reason != "unreachable" {
+			t.Errorf("status %d (%s), %v, want 503 (unreachable)", a.status, a.reason, err)
+		}
+		if l := bare.closed("inbound", dst); l.String("reason") != "unreachable" || !strings.Contains(l.String("detail"), "network is unreachable") {
+			t.Errorf("access log: reason %q, detail %q", l.String("reason"), l.String("detail"))
+		}
+		// A client of ours sees a reset, and both ends say why.
+		watch1, watch2 := e.watch(d[0]), e.watch(d[1])
+		if err := e.try(client, dst); !isReset(err) {
+			t.Errorf("the client saw %v, want a reset", err)
+		}
+		for direction, watch := range map[string]*watch{"outbound": watch1, "inbound": watch2} {
+			if r := watch.closed(direction, dst).String("reason"); r != "unreachable" {
+				t.Errorf("%s: reason %q, want unreachable", direction, r)
+			}
+		}
+		if n := len(app.Peers()) - reached; n != 0 {
+			t.Errorf("%d connections to the application", n)
 		}
 	})
 }
