@@ -40,6 +40,15 @@ struct {
 	__type(value, __u32);
 } own_sockets SEC(".maps");
 
+/* Loads of a context or a socket, whose fields may be read one by one only. */
+#define set6(a, ip6)                                                                                         \
+	do {                                                                                                 \
+		(a)->w[0] = (ip6)[0];                                                                        \
+		(a)->w[1] = (ip6)[1];                                                                        \
+		(a)->w[2] = (ip6)[2];                                                                        \
+		(a)->w[3] = (ip6)[3];                                                                        \
+	} while (0)
+
 static __always_inline enum decision decide(const struct pod *pod, const struct address *dst)
 {
 	const __u32 *known;
@@ -69,31 +78,24 @@ static __always_inline enum decision decide(const struct pod *pod, const struct 
  * To none, as others are: answers to a pod's own address come in by the device
  * that has it, says the route, so one bound to lo would not hear them.
  */
-static __always_inline int mark(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+static __always_inline enum decision mark(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
 {
 	__u32 old = 0, new = MARK;
 	int none = 0;
 
 	if (sk->bound_dev_if) {
-		if (bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof(none))) {
-			count(DECISION_CONNECT_REFUSED_DEVICE);
-			return REFUSE;
-		}
+		if (bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof(none)))
+			return DECISION_CONNECT_REFUSED_DEVICE;
 		count(DECISION_CONNECT_REBOUND);
 	}
 	bpf_getsockopt(ctx, SOL_SOCKET, SO_MARK, &old, sizeof(old));
-	if (old == MARK) {
-		count(DECISION_CONNECT_CARRIED);
-		return PASS;
-	}
+	if (old == MARK)
+		return DECISION_CONNECT_CARRIED;
 	if (old)
 		count(DECISION_CONNECT_MARK_REPLACED);
-	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new))) {
-		count(DECISION_CONNECT_REFUSED_NO_MARK);
-		return REFUSE;
-	}
-	count(DECISION_CONNECT_CARRIED);
-	return PASS;
+	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new)))
+		return DECISION_CONNECT_REFUSED_NO_MARK;
+	return DECISION_CONNECT_CARRIED;
 }
 
 /*
@@ -125,8 +127,26 @@ static __always_inline int is_served(__u64 cookie, const struct address *dst)
 	return 1;
 }
 
-static __always_inline int refuse(void)
+static __always_inline void report(struct bpf_sock_addr *ctx, enum decision d, __u64 cookie, const struct pod *pod,
+				   const struct address *dst)
 {
+	struct event *e = begin(d, cookie);
+
+	if (!e)
+		return;
+	e->uid = bpf_get_current_uid_gid();
+	e->src = is4(dst) ? pod->v4 : pod->v6;
+	e->dst = *dst;
+	e->dport = bpf_ntohs(ctx->user_port);
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	tell(e);
+}
+
+static __always_inline int refuse(struct bpf_sock_addr *ctx, enum decision d, __u64 cookie, const struct pod *pod,
+				  const struct address *dst)
+{
+	count(d);
+	report(ctx, d, cookie, pod, dst);
 	if (bpf_set_retval(-ECONNREFUSED))
 		count(DECISION_CONNECT_NO_ERRNO);
 	return REFUSE;
@@ -147,33 +167,31 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct addre
 		count(DECISION_CONNECT_NOT_ENROLLED);
 		return PASS;
 	}
-	if (!ctx->sk) {
-		count(DECISION_CONNECT_REFUSED_NO_SOCKET);
-		return refuse();
-	}
+	if (!ctx->sk)
+		return refuse(ctx, DECISION_CONNECT_REFUSED_NO_SOCKET, cookie, pod, dst);
 	if (bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0)) {
 		count(DECISION_CONNECT_OWN_SOCKET);
 		return PASS;
 	}
 	d = decide(pod, dst);
+	if (d == DECISION_CONNECT_CARRIED)
+		d = is_served(cookie, dst) ? mark(ctx, ctx->sk) : DECISION_CONNECT_REFUSED_NO_LISTENER;
 	switch (d) {
 	case DECISION_CONNECT_CARRIED:
-		if (!is_served(cookie, dst)) {
-			count(DECISION_CONNECT_REFUSED_NO_LISTENER);
-			return refuse();
-		}
-		return mark(ctx, ctx->sk) == PASS ? PASS : refuse();
+		count(d);
+		return PASS;
+	case DECISION_TCP_DESTINATION:
+		report(ctx, d, cookie, pod, dst);
+		/* fallthrough */
 	case DECISION_CONNECT_LOOPBACK:
 	case DECISION_CONNECT_OWN_ADDRESS:
 	case DECISION_CONNECT_BYPASS:
-	case DECISION_TCP_DESTINATION:
 	case DECISION_CONNECT_OUTSIDE:
 		unmark(ctx);
 		count(d);
 		return PASS;
 	default:
-		count(d);
-		return refuse();
+		return refuse(ctx, d, cookie, pod, dst);
 	}
 }
 
@@ -192,10 +210,7 @@ int capture6(struct bpf_sock_addr *ctx)
 {
 	struct address dst;
 
-	dst.w[0] = ctx->user_ip6[0];
-	dst.w[1] = ctx->user_ip6[1];
-	dst.w[2] = ctx->user_ip6[2];
-	dst.w[3] = ctx->user_ip6[3];
+	set6(&dst, ctx->user_ip6);
 	return capture(ctx, &dst);
 }
 
@@ -218,6 +233,7 @@ SEC("cgroup/setsockopt")
 int keep(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
+	struct event *e;
 	__u64 cookie;
 
 	if (ctx->optlen > MAX_OPTION)
@@ -234,6 +250,19 @@ int keep(struct bpf_sockopt *ctx)
 	if (bpf_sk_storage_get(&own_sockets, sk, NULL, 0))
 		return PASS;
 	count(DECISION_OPTION_REFUSED);
+	e = begin(DECISION_OPTION_REFUSED, cookie);
+	if (e) {
+		if (sk->family == AF_INET) {
+			set4(&e->src, sk->src_ip4);
+			set4(&e->dst, sk->dst_ip4);
+		} else {
+			set6(&e->src, sk->src_ip6);
+			set6(&e->dst, sk->dst_ip6);
+		}
+		e->sport = sk->src_port;
+		e->dport = bpf_ntohs(sk->dst_port);
+		tell(e);
+	}
 	return REFUSE;
 }
 

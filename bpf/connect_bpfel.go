@@ -53,6 +53,7 @@ const (
 	ConnectMapDecisions    = "decisions"
 	ConnectMapDestinations = "destinations"
 	ConnectMapEnrolled     = "enrolled"
+	ConnectMapEvents       = "events"
 	ConnectMapListeners    = "listeners"
 	ConnectMapMeshCidrs    = "mesh_cidrs"
 	ConnectMapOwnSockets   = "own_sockets"
@@ -117,6 +118,7 @@ type ConnectMapSpecs struct {
 	Decisions    *ebpf.MapSpec `ebpf:"decisions"`
 	Destinations *ebpf.MapSpec `ebpf:"destinations"`
 	Enrolled     *ebpf.MapSpec `ebpf:"enrolled"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
 	Listeners    *ebpf.MapSpec `ebpf:"listeners"`
 	MeshCidrs    *ebpf.MapSpec `ebpf:"mesh_cidrs"`
 	OwnSockets   *ebpf.MapSpec `ebpf:"own_sockets"`
@@ -153,6 +155,7 @@ type ConnectMaps struct {
 	Decisions    *ebpf.Map `ebpf:"decisions"`
 	Destinations *ebpf.Map `ebpf:"destinations"`
 	Enrolled     *ebpf.Map `ebpf:"enrolled"`
+	Events       *ebpf.Map `ebpf:"events"`
 	Listeners    *ebpf.Map `ebpf:"listeners"`
 	MeshCidrs    *ebpf.Map `ebpf:"mesh_cidrs"`
 	OwnSockets   *ebpf.Map `ebpf:"own_sockets"`
@@ -165,6 +168,7 @@ func (m *ConnectMaps) Close() error {
 		m.Decisions,
 		m.Destinations,
 		m.Enrolled,
+		m.Events,
 		m.Listeners,
 		m.MeshCidrs,
 		m.OwnSockets,

@@ -53,6 +53,9 @@
 /* Sixteen ports with a mode of their own in every pod there can be. */
 #define MAX_PLAIN_PORTS (16 * MAX_PODS)
 
+/* Some 2,900 events (bytes; a power of two, and whole pages of any size). */
+#define MAX_EVENTS (256 * 1024)
+
 /* Slots of a pod in `listeners`. */
 enum slot {
 	SLOT_OUTBOUND4,
@@ -119,6 +122,8 @@ enum decision {
 	DECISION_STEER_DROPPED_OWN_PORT,
 	DECISION_STEER_DROPPED_NO_LISTENER,
 	DECISION_STEER_DROPPED_NOT_ASSIGNED,
+	/* any: an event that found no room, or that nobody reads */
+	DECISION_EVENT_LOST,
 	DECISIONS,
 };
 
@@ -214,6 +219,49 @@ struct {
 	__type(key, struct plain_port);
 	__type(value, __u32);
 } plain_ports SEC(".maps");
+
+/* A decision that a user is to hear of: what was refused, or let pass in plaintext. */
+struct event {
+	__u64 cookie; /* of the pod's namespace */
+	__u64 ns; /* CLOCK_MONOTONIC */
+	__u32 decision;
+	__u32 uid; /* connect hooks: of who called; else 0 */
+	struct address src; /* connect hooks: the pod's, whatever it is bound to */
+	struct address dst;
+	__u16 sport; /* host order; connect hooks: 0 */
+	__u16 dport;
+	char comm[16]; /* connect hooks: of who called; else empty */
+	__u32 zero;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, MAX_EVENTS);
+} events SEC(".maps");
+
+/*
+ * Begins an event; NULL: it is lost, and counted. Never waits. tell() ends it,
+ * and wakes nobody: user space looks by itself, so that a flood costs no wakeups.
+ */
+static __always_inline struct event *begin(enum decision d, __u64 cookie)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		count(DECISION_EVENT_LOST);
+		return NULL;
+	}
+	__builtin_memset(e, 0, sizeof(*e)); /* of an earlier one */
+	e->cookie = cookie;
+	e->ns = bpf_ktime_get_ns();
+	e->decision = d;
+	return e;
+}
+
+static __always_inline void tell(struct event *e)
+{
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
 
 static __always_inline void set4(struct address *a, __be32 ip)
 {

@@ -91,6 +91,22 @@ static __always_inline int from_lo(struct bpf_sk_lookup *ctx, int v6, const stru
 	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);
 }
 
+static __always_inline int refuse(struct bpf_sk_lookup *ctx, const struct address *local,
+				  const struct address *remote)
+{
+	struct event *e = begin(DECISION_STRICT_REFUSED, cookie);
+
+	count(DECISION_STRICT_REFUSED);
+	if (e) {
+		e->src = *remote;
+		e->dst = *local;
+		e->sport = bpf_ntohs(ctx->remote_port);
+		e->dport = ctx->local_port;
+		tell(e);
+	}
+	return SK_DROP;
+}
+
 static __always_inline int takes_plain(__u32 port)
 {
 	struct plain_port key = {.cookie = cookie, .port = port};
@@ -122,14 +138,11 @@ static __always_inline int from_device(struct bpf_sk_lookup *ctx, int v6, const 
 			return give(ctx, v6 ? SLOT_HBONE6 : SLOT_HBONE4, DECISION_STEER_HBONE);
 		if (takes_plain(ctx->local_port))
 			return give(ctx, v6 ? SLOT_INBOUND6 : SLOT_INBOUND4, DECISION_STEER_PLAIN);
-		count(DECISION_STRICT_REFUSED);
-		return SK_DROP;
+		return refuse(ctx, local, remote);
 	}
 	/* An undeclared address of the mesh's device, link-local ones among them, is no way around. */
-	if (ctx->ingress_ifindex == device4 || ctx->ingress_ifindex == device6) {
-		count(DECISION_STRICT_REFUSED);
-		return SK_DROP;
-	}
+	if (ctx->ingress_ifindex == device4 || ctx->ingress_ifindex == device6)
+		return refuse(ctx, local, remote);
 	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);
 }
 

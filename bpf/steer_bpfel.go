@@ -18,6 +18,7 @@ import (
 const (
 	SteerMapDecisions    = "decisions"
 	SteerMapDestinations = "destinations"
+	SteerMapEvents       = "events"
 	SteerMapListeners    = "listeners"
 	SteerMapMeshCidrs    = "mesh_cidrs"
 	SteerMapPlainPorts   = "plain_ports"
@@ -79,6 +80,7 @@ type SteerProgramSpecs struct {
 type SteerMapSpecs struct {
 	Decisions    *ebpf.MapSpec `ebpf:"decisions"`
 	Destinations *ebpf.MapSpec `ebpf:"destinations"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
 	Listeners    *ebpf.MapSpec `ebpf:"listeners"`
 	MeshCidrs    *ebpf.MapSpec `ebpf:"mesh_cidrs"`
 	PlainPorts   *ebpf.MapSpec `ebpf:"plain_ports"`
@@ -116,6 +118,7 @@ func (o *SteerObjects) Close() error {
 type SteerMaps struct {
 	Decisions    *ebpf.Map `ebpf:"decisions"`
 	Destinations *ebpf.Map `ebpf:"destinations"`
+	Events       *ebpf.Map `ebpf:"events"`
 	Listeners    *ebpf.Map `ebpf:"listeners"`
 	MeshCidrs    *ebpf.Map `ebpf:"mesh_cidrs"`
 	PlainPorts   *ebpf.Map `ebpf:"plain_ports"`
@@ -125,6 +128,7 @@ func (m *SteerMaps) Close() error {
 	return _SteerClose(
 		m.Decisions,
 		m.Destinations,
+		m.Events,
 		m.Listeners,
 		m.MeshCidrs,
 		m.PlainPorts,

@@ -342,6 +342,7 @@ func (p *Pod) attach() error {
 	replace := map[string]*ebpf.Map{
 		"decisions":    p.n.maps.Decisions,
 		"destinations": p.n.maps.Destinations,
+		"events":       p.n.maps.Events,
 		"listeners":    p.n.maps.Listeners,
 		"mesh_cidrs":   p.n.maps.MeshCidrs,
 		"plain_ports":  p.n.maps.PlainPorts,
