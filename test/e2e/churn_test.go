@@ -54,13 +54,18 @@ func (e *env) holds(d *lab.Daemon) held {
 	states, err := filepath.Glob(filepath.Join(d.RunDir(), "pods", "*"))
 	e.must(err)
 	h.states = len(states)
-	pins := ""
-	if b, err := os.ReadFile(d.LogFile); err == nil {
-		_, rest, _ := strings.Cut(string(b), "pins=")
-		pins, _, _ = strings.Cut(rest, "\n")
-	}
-	e.must(filepath.WalkDir(strings.TrimSpace(pins), func(string, fs.DirEntry, error) error { h.pins++; return nil }))
+	e.must(filepath.WalkDir(e.pins(d), func(string, fs.DirEntry, error) error { h.pins++; return nil }))
 	return h
+}
+
+// pins is where a daemon pins, as its log says.
+func (e *env) pins(d *lab.Daemon) string {
+	e.t.Helper()
+	b, err := os.ReadFile(d.LogFile)
+	e.must(err)
+	_, rest, _ := strings.Cut(string(b), "pins=")
+	pins, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(pins)
 }
 
 // 500 pods are enrolled and released under the traffic of another, fifty at a
