@@ -49,6 +49,7 @@ type Options struct {
 // not start, or that a part of it failed; it says what, and what to do.
 func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	log, started := opt.Logger, time.Now()
+	memory := limitMemory(log)
 	var undo closers
 	defer func() { err = errors.Join(err, undo.close()) }()
 
@@ -142,7 +143,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	live := &connections{tunnel: tun, existing: beside, store: decided.store}
 	controls, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"),
 		admin.Mount{Pattern: "GET /status", Handler: &statusHandler{
-			cfg: cfg, version: opt.Version, cgroup: node.Cgroup(), started: started, ready: &ready,
+			cfg: cfg, version: opt.Version, cgroup: node.Cgroup(), memoryLimit: memory, started: started, ready: &ready,
 			keeper: keeper, reports: reports, store: decided.store, identity: issuer,
 		}},
 		admin.Mount{Pattern: "GET /connections", Handler: http.HandlerFunc(live.serve)},
