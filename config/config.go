@@ -137,6 +137,11 @@ type Tunnel struct {
 	// DeadAfter is the silence after which a session is given up; longer than
 	// PingAfter. Default: 20s.
 	DeadAfter time.Duration
+	// Memory is what peers can make the node use, in MiB: half for what is
+	// queued for applications that do not take it, half for the sessions and
+	// streams that peers hold open. 1 to 65536; 0: 256, or a quarter of Go's
+	// memory limit where that is less.
+	Memory int
 }
 
 // Mode is what happens to plaintext that arrives for a pod.

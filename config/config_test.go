@@ -64,7 +64,7 @@ cgroup: /sys/fs/cgroup/kubepods
 metrics: {address: "[::1]:9000"}
 accessLog: {format: text, queue: 9}
 log: {level: debug, format: json}
-tunnel: {idle: 1m, handshakeTimeout: 2s, connectTimeout: 3s, pingAfter: 4s, deadAfter: 5s}
+tunnel: {idle: 1m, handshakeTimeout: 2s, connectTimeout: 3s, pingAfter: 4s, deadAfter: 5s, memory: 64}
 `
 
 func TestParseReadsEveryKey(t *testing.T) {
@@ -90,7 +90,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 		Metrics:     Metrics{Address: netip.MustParseAddrPort("[::1]:9000")},
 		AccessLog:   AccessLog{Format: FormatText, Queue: 9},
 		Log:         Log{Level: slog.LevelDebug, Format: FormatJSON},
-		Tunnel:      Tunnel{Idle: time.Minute, HandshakeTimeout: 2 * time.Second, ConnectTimeout: 3 * time.Second, PingAfter: 4 * time.Second, DeadAfter: 5 * time.Second},
+		Tunnel:      Tunnel{Idle: time.Minute, HandshakeTimeout: 2 * time.Second, ConnectTimeout: 3 * time.Second, PingAfter: 4 * time.Second, DeadAfter: 5 * time.Second, Memory: 64},
 	}, got)
 }
 
@@ -135,7 +135,7 @@ func TestParseRefuses(t *testing.T) {
 		"a log level":           {"log: {level: INFO}\n", `c.yaml:1:14: log.level: "INFO" is not known; allowed: debug, info, warn, error`},
 		"no unit":               {"tunnel:\n  idle: 300\n", `c.yaml:2:9: tunnel.idle: "300" is not valid; allowed: a duration with a unit, from 100ms to 24h, such as 10s or 5m`},
 		"dead before the ping":  {"tunnel:\n  pingAfter: 30s\n", `c.yaml:2:14: tunnel.pingAfter: deadAfter is 20s, pingAfter 30s; allowed: deadAfter longer than pingAfter`},
-		"the tunnel's port":     {"tunnel: {port: 1}\n", "c.yaml:1:10: tunnel.port: unknown key; allowed: connectTimeout, deadAfter, handshakeTimeout, idle, pingAfter"},
+		"the tunnel's port":     {"tunnel: {port: 1}\n", "c.yaml:1:10: tunnel.port: unknown key; allowed: connectTimeout, deadAfter, handshakeTimeout, idle, memory, pingAfter"},
 		"a cgroup list":         {"cgroup: [a]\n", `c.yaml:1:9: cgroup: is a list; allowed: the path of a folder of cgroup v2, or "" for its root`},
 	} {
 		t.Run(name, func(t *testing.T) {

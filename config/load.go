@@ -33,6 +33,7 @@ const (
 const (
 	maxLoops   = 1024
 	maxQueue   = 1 << 20 // lines
+	maxMemory  = 1 << 16 // MiB
 	minTime    = 100 * time.Millisecond
 	maxTime    = 24 * time.Hour
 	minLeafTTL = time.Second
@@ -152,6 +153,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 		o.Duration("connectTimeout", &t.ConnectTimeout, minTime, maxTime)
 		o.Duration("pingAfter", &t.PingAfter, minTime, maxTime)
 		o.Duration("deadAfter", &t.DeadAfter, minTime, maxTime)
+		o.Int("memory", &t.Memory, 0, maxMemory)
 		if t.DeadAfter <= t.PingAfter {
 			name := "deadAfter"
 			if !o.Has(name) {

@@ -46,7 +46,8 @@ func (c *Config) YAML() ([]byte, error) {
 			duration("handshakeTimeout", c.Tunnel.HandshakeTimeout),
 			duration("connectTimeout", c.Tunnel.ConnectTimeout),
 			duration("pingAfter", c.Tunnel.PingAfter),
-			duration("deadAfter", c.Tunnel.DeadAfter)),
+			duration("deadAfter", c.Tunnel.DeadAfter),
+			item("memory", c.Tunnel.Memory)),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write configuration: %w", err)

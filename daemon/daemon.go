@@ -111,6 +111,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		PingAfter:        cfg.Tunnel.PingAfter,
 		DeadAfter:        cfg.Tunnel.DeadAfter,
 		IdleAfter:        cfg.Tunnel.Idle,
+		Memory:           int64(cfg.Tunnel.Memory) << 20,
 	})
 	if err != nil {
 		return err
@@ -137,7 +138,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		Logger:   log,
 	})
 	undo.add(keeper.Close)
-	metrics.Registry().MustRegister(podStates{keeper})
+	metrics.Registry().MustRegister(podStates{keeper}, newPeerLimits(tun))
 	reports = newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust", "ca")
 
 	live := &connections{tunnel: tun, existing: beside, store: decided.store}

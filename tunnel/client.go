@@ -196,6 +196,8 @@ func (o *outbound) Closed(r *relay.Relay, end relay.End, detail string) {
 		o.report(telemetry.ReasonOK, "")
 	case relay.EndAborted:
 		o.report(o.reason, o.detail)
+	case relay.EndHoard:
+		o.report(telemetry.ReasonLimit, detail)
 	case relay.EndTrunkLost:
 		if f := o.via.failure; f != nil {
 			o.report(telemetry.ReasonTunnelLost, f.Error())

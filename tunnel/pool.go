@@ -54,6 +54,7 @@ type clientTrunk struct {
 	w     *worker // its loop, perhaps not the entry's
 	trunk *relay.Trunk
 	hs    *handshake.Result
+	src   *source // the server
 
 	// Of the entry's loop.
 	unusable bool // draining or closed: takes no new streams
@@ -182,11 +183,12 @@ func (e *entry) dial() {
 			e.w.Loop.Post(func() { e.dialed(nil, err) })
 			return
 		}
-		c := &clientTrunk{e: e, w: w, hs: d.hs}
+		c := &clientTrunk{e: e, w: w, hs: d.hs, src: t.sources.take(e.key.dst)}
 		if !w.Loop.Post(func() {
-			trunk, err := w.NewTrunk(d.fd, d.session, c, t.trunkConfig(d.hs))
+			trunk, err := w.NewTrunk(d.fd, d.session, c, t.trunkConfig(d.hs, c.src))
 			if err != nil {
 				refuse(d.fd)
+				t.sources.drop(c.src)
 				e.w.Loop.Post(func() { e.dialed(nil, err) })
 				return
 			}
@@ -194,6 +196,7 @@ func (e *entry) dial() {
 			e.w.Loop.Post(func() { e.dialed(c, nil) })
 		}) {
 			refuse(d.fd)
+			t.sources.drop(c.src)
 		}
 	}) {
 		e.dialed(nil, errPodGone)
@@ -286,6 +289,8 @@ func (c *clientTrunk) Request(t *relay.Trunk, st *h2.Stream, _ []hpack.HeaderFie
 
 // Closed is relay.TrunkOwner's.
 func (c *clientTrunk) Closed(_ *relay.Trunk, err error) {
+	c.e.key.pod.t.sources.drop(c.src)
+	c.e.key.pod.t.ended(c.e.key.pod, c.e.key.dst, err)
 	var alert *record.PeerAlert
 	if !c.established && errors.As(err, &alert) {
 		c.failure = handshake.FromAlert(alert)

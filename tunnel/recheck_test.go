@@ -50,7 +50,7 @@ func onLoop(t *testing.T, steps ...func(w *worker)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{Worker: relay.NewWorker(l), entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}}
+	w := &worker{Worker: relay.NewWorker(l, nil), entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}}
 	done := make(chan struct{})
 	go func() { defer close(done); l.Run() }()
 	defer func() { l.Stop(); <-done }()

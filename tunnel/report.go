@@ -3,12 +3,18 @@
 package tunnel
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"time"
+
+	"golang.org/x/net/http2"
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/telemetry"
+	"github.com/culvert-mesh/culvert/tunnel/h2"
 	"github.com/culvert-mesh/culvert/tunnel/handshake"
+	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
 
 // recordHandshake hands over one handshake's result. hs is nil where it
@@ -20,9 +26,48 @@ func (t *Tunnel) recordHandshake(p *Pod, rep telemetry.Reporter, peer netip.Addr
 	}
 	if f != nil {
 		h.Reason = string(f.Reason)
-		t.cfg.Logger.Warn("handshake failed", "reporter", string(rep), "workload", p.Key, "peer", peer.String(), "reason", h.Reason, "detail", f.Detail)
+		if held, ok := t.failed.say(time.Now()); ok {
+			t.cfg.Logger.Warn("handshake failed", append([]any{"reporter", string(rep), "workload", p.Key, "peer", peer.String(), "reason", h.Reason, "detail", f.Detail}, unsaid(held)...)...)
+		}
 	}
 	t.cfg.Recorder.Handshake(h)
+}
+
+// unsaid adds how many lines like this one were left out.
+func unsaid(held int) []any {
+	if held == 0 {
+		return nil
+	}
+	return []any{"unsaid", held}
+}
+
+// shed says that streams were reset to keep the budget.
+func (t *Tunnel) shed(s relay.Shed) {
+	t.limits.queued.Add(uint64(s.Streams))
+	bound := "node"
+	if s.Peer {
+		bound = "peer"
+	}
+	if held, ok := t.hoarded.say(time.Now()); ok {
+		t.cfg.Logger.Warn("reset streams whose applications take nothing: the memory for what peers send is used up", append([]any{
+			"bound", bound, "streams", s.Streams, "bytes", s.Bytes, "hint", "tunnel.memory is the bound"}, unsaid(held)...)...)
+	}
+}
+
+// ended says that a session was ended for a bound on its peer.
+func (t *Tunnel) ended(p *Pod, peer netip.Addr, err error) {
+	var broken *h2.ConnError
+	switch {
+	case errors.As(err, &broken) && broken.Code == http2.ErrCodeEnhanceYourCalm:
+		t.limits.calm.Add(1)
+	case errors.Is(err, relay.ErrUnread):
+		t.limits.unread.Add(1)
+	default:
+		return
+	}
+	if held, ok := t.failed.say(time.Now()); ok {
+		t.cfg.Logger.Warn("close tunnel connection: its peer is beyond a bound", append([]any{"workload", p.Key, "peer", peer.String(), "err", err}, unsaid(held)...)...)
+	}
 }
 
 // refusalReason is the source's reason for a status that the destination

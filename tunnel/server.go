@@ -36,25 +36,28 @@ func (p *Pod) acceptPeer(fd int) {
 		unix.Close(fd)
 		return
 	}
-	select {
-	case t.hands <- struct{}{}:
-	default:
+	src, err := t.sources.greet(remote.Addr())
+	if err != nil {
 		refuse(fd)
-		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil,
-			&identity.Failure{Reason: identity.ReasonTimeout, Detail: fmt.Sprintf("%d handshakes are running already", maxHandshakes)})
+		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, &identity.Failure{Reason: identity.ReasonTimeout, Detail: err.Error()})
 		return
 	}
 	if !p.start(func() {
-		defer func() { <-t.hands }()
-		t.greet(p, fd, local, remote)
+		begun := t.greet(p, fd, local, remote, src)
+		t.sources.greeted(src)
+		if !begun {
+			t.sources.part(src)
+		}
 	}) {
-		<-t.hands
 		refuse(fd)
+		t.sources.greeted(src)
+		t.sources.part(src)
 	}
 }
 
-// greet shakes hands with a peer and gives the session to a loop.
-func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
+// greet shakes hands with a peer and gives the session to a loop. It reports
+// whether src is the session's from then on.
+func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort, src *source) bool {
 	c := newNetConn(fd, local, remote)
 	svid, err := t.cfg.Identity.SVID(p.ctx, p.Identity)
 	if err != nil {
@@ -62,10 +65,10 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 		var f *identity.Failure
 		if errors.As(err, &f) { // our own certificate's time is over
 			t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
-			return
+			return false
 		}
 		t.cfg.Logger.Error("no certificate for workload", "identity", p.Identity, "err", err)
-		return
+		return false
 	}
 	hs, err := handshake.Server(p.ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Timeout: t.cfg.HandshakeTimeout})
 	if err != nil {
@@ -75,29 +78,32 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 			f = &identity.Failure{Reason: identity.ReasonTLSProtocol, Detail: err.Error(), Err: err}
 		}
 		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
-		return
+		return false
 	}
 	d, err := newSession(c, hs, h2.Config{MaxConcurrentStreams: maxStreams})
 	if err != nil {
 		t.cfg.Logger.Error("make session", "peer", remote, "err", err)
-		return
+		return false
 	}
-	in := &inboundTrunk{pod: p, hs: hs, local: local, remote: remote}
+	in := &inboundTrunk{pod: p, hs: hs, local: local, remote: remote, src: src}
 	w := t.workers[int(t.spread.Add(1))%len(t.workers)]
 	in.w = w
 	if !w.Loop.Post(func() {
 		if p.gone.Load() {
 			refuse(d.fd)
+			t.sources.part(src)
 			return
 		}
 		if f := t.revoked(hs); f != nil { // since the handshake
 			refuse(d.fd)
+			t.sources.part(src)
 			t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
 			return
 		}
-		trunk, err := w.NewTrunk(d.fd, d.session, in, t.trunkConfig(hs))
+		trunk, err := w.NewTrunk(d.fd, d.session, in, t.trunkConfig(hs, src))
 		if err != nil {
 			refuse(d.fd)
+			t.sources.part(src)
 			t.cfg.Logger.Error("register tunnel connection", "peer", remote, "err", err)
 			return
 		}
@@ -105,7 +111,9 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort) {
 		w.inbound[in] = struct{}{}
 	}) {
 		refuse(d.fd)
+		return false
 	}
+	return true
 }
 
 // inboundTrunk is a trunk that a peer opened.
@@ -115,6 +123,7 @@ type inboundTrunk struct {
 	trunk         *relay.Trunk
 	hs            *handshake.Result
 	local, remote netip.AddrPort
+	src           *source
 }
 
 // Established is relay.TrunkOwner's.
@@ -123,7 +132,11 @@ func (in *inboundTrunk) Established(*relay.Trunk) {
 }
 
 // Closed is relay.TrunkOwner's.
-func (in *inboundTrunk) Closed(*relay.Trunk, error) { delete(in.w.inbound, in) }
+func (in *inboundTrunk) Closed(_ *relay.Trunk, err error) {
+	delete(in.w.inbound, in)
+	in.pod.t.sources.part(in.src)
+	in.pod.t.ended(in.pod, in.remote.Addr(), err)
+}
 
 // Request is relay.TrunkOwner's: a CONNECT.
 func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.HeaderField) {
@@ -134,6 +147,11 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 			"workload", in.pod.Key, "peer", in.remote.Addr().String(), "expired", in.hs.Peer.Expiry)
 		t.Session().H2.Reset(st, http2.ErrCodeRefusedStream)
 		t.Drain()
+		return
+	}
+	if !in.src.account.Open(relay.StreamCost) {
+		in.pod.t.limits.streams.Add(1)
+		t.Session().H2.Reset(st, http2.ErrCodeRefusedStream)
 		return
 	}
 	snap := in.pod.t.cfg.Snapshots.Load()
@@ -212,6 +230,10 @@ func (i *inbound) answer(status int, why telemetry.Reason, detail string) {
 	// The answer ends our half; the reset says that we want no more of the
 	// other (RFC 9113, section 8.1).
 	if !i.respond(hbone.ResponseFields(status, string(why)), true) {
+		if i.relay == nil { // else it has been aborted
+			i.trunk.trunk.Session().H2.Reset(i.st, http2.ErrCodeCancel)
+			i.report(i.reason, i.detail)
+		}
 		return
 	}
 	if i.relay != nil {
@@ -239,6 +261,8 @@ func (i *inbound) Closed(_ *relay.Relay, end relay.End, detail string) {
 		i.report(telemetry.ReasonOK, "")
 	case relay.EndAborted:
 		i.report(i.reason, i.detail)
+	case relay.EndHoard:
+		i.report(telemetry.ReasonLimit, detail)
 	case relay.EndTrunkLost:
 		i.report(telemetry.ReasonTunnelLost, detail)
 	case relay.EndAppReset:
@@ -254,6 +278,7 @@ func (i *inbound) report(why telemetry.Reason, detail string) {
 	}
 	i.done = true
 	i.live.unlink()
+	i.trunk.src.account.Close(relay.StreamCost)
 	c := i.seen()
 	c.Reason, c.Detail = why, detail
 	c.Duration = time.Since(i.start)

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,11 +91,15 @@ type Config struct {
 	PingAfter        time.Duration // 0: 10 s
 	DeadAfter        time.Duration // 0: 20 s
 	IdleAfter        time.Duration // 0: 5 min
+
+	// Memory is what peers can make the node use, in bytes: half for what is
+	// queued for applications, half for sessions and streams. 0:
+	// relay.DefaultMemory, or a quarter of Go's memory limit where that is less.
+	Memory int64
 }
 
-// maxHandshakes is how many handshakes run at once on a node; what is beyond is
-// reset and counted, so that half-open ones cannot fill the memory.
-const maxHandshakes = 512
+// memoryPart is the default of Config.Memory as a part of Go's memory limit.
+const memoryPart = 4
 
 // Tunnel is a node's tunnel.
 type Tunnel struct {
@@ -102,7 +107,11 @@ type Tunnel struct {
 	workers []*worker
 	seed    maphash.Seed
 	spread  atomic.Uint32 // gives server sessions to the loops in turn
-	hands   chan struct{} // one token per running handshake
+	budget  *relay.Budget
+	sources *sources
+	limits  limits
+	failed  damper        // of lines about handshakes
+	hoarded damper        // of lines about the budget
 	looks   chan struct{} // one token per look at a pod's listeners
 
 	deliveries Deliveries
@@ -141,7 +150,12 @@ func New(cfg Config) (*Tunnel, error) {
 	if cfg.Loops == 0 {
 		cfg.Loops = runtime.NumCPU()
 	}
-	t := &Tunnel{cfg: cfg, seed: maphash.MakeSeed(), hands: make(chan struct{}, maxHandshakes), looks: make(chan struct{}, maxLooks)}
+	t := &Tunnel{cfg: cfg, seed: maphash.MakeSeed(), looks: make(chan struct{}, maxLooks)}
+	if cfg.Memory == 0 {
+		cfg.Memory = min(relay.DefaultMemory, debug.SetMemoryLimit(-1)/memoryPart)
+	}
+	t.budget = relay.NewBudget(cfg.Memory, t.shed)
+	t.sources = newSources(t.budget, &t.limits)
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	for i := range cfg.Loops {
 		l, err := loop.New()
@@ -149,7 +163,7 @@ func New(cfg Config) (*Tunnel, error) {
 			t.Close()
 			return nil, fmt.Errorf("make event loop %d: %w", i, err)
 		}
-		w := &worker{Worker: relay.NewWorker(l), t: t, index: i, entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}, inbound: map[*inboundTrunk]struct{}{}}
+		w := &worker{Worker: relay.NewWorker(l, t.budget), t: t, index: i, entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}, inbound: map[*inboundTrunk]struct{}{}}
 		t.workers = append(t.workers, w)
 		t.loops.Go(l.Run)
 	}
@@ -185,8 +199,8 @@ func (t *Tunnel) home(k poolKey) *worker {
 	return t.workers[maphash.Comparable(t.seed, k)%uint64(len(t.workers))]
 }
 
-func (t *Tunnel) trunkConfig(hs *handshake.Result) relay.TrunkConfig {
-	return relay.TrunkConfig{Until: hs.Peer.Expiry, PingAfter: t.cfg.PingAfter, DeadAfter: t.cfg.DeadAfter, IdleAfter: t.cfg.IdleAfter}
+func (t *Tunnel) trunkConfig(hs *handshake.Result, peer *source) relay.TrunkConfig {
+	return relay.TrunkConfig{Peer: peer.account, Until: hs.Peer.Expiry, PingAfter: t.cfg.PingAfter, DeadAfter: t.cfg.DeadAfter, IdleAfter: t.cfg.IdleAfter}
 }
 
 func (t *Tunnel) verifier() identity.Verifier {

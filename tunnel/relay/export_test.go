@@ -15,3 +15,13 @@ func (t *Trunk) Ping() { t.ping(t.w.Loop.Now()) }
 
 // Pinging reports whether an answer has not come.
 func (t *Trunk) Pinging() bool { return !t.pingAt.IsZero() }
+
+// Meter tells the trunk's peer's account of memory.
+func (t *Trunk) Meter(n int) { t.meter(n) }
+
+// Parts of a budget.
+const (
+	PeerPart  = peerPart
+	FloorPart = floorPart
+	HoardTime = hoardTime
+)

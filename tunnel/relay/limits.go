@@ -41,6 +41,9 @@ func (t *Trunk) check(now time.Time) {
 	switch {
 	case t.cfg.DeadAfter > 0 && silent >= t.cfg.DeadAfter && t.asked(now):
 		t.close(ErrDead)
+	case t.cfg.DeadAfter > 0 && !t.stalled.IsZero() && now.Sub(t.stalled) >= t.cfg.DeadAfter:
+		// It may go on sending: what it has us hold for it is to end.
+		t.close(ErrUnread)
 	case t.cfg.IdleAfter > 0 && t.empty() && now.Sub(t.idleSince) >= t.cfg.IdleAfter:
 		t.s.H2.GoAway(http2.ErrCodeNo, "idle")
 		t.close(ErrIdle)

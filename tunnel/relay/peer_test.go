@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/culvert-mesh/culvert/tunnel/record"
+	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
 
 // recordConn is a plain implementation of the record layer's use: what is
@@ -77,6 +78,11 @@ type peer struct {
 // other end.
 func (r *rig) facing(client bool) *peer {
 	r.t.Helper()
+	return r.facingOn(r.worker(), client)
+}
+
+func (r *rig) facingOn(w *relay.Worker, client bool) *peer {
+	r.t.Helper()
 	a, b := pair(r.t)
 	ours, theirs := keys()
 	if !client {
@@ -95,7 +101,6 @@ func (r *rig) facing(client bool) *peer {
 	p.fr.SetMaxReadFrameSize(1 << 20)
 	p.enc = hpack.NewEncoder(&p.hb)
 	p.enc.SetMaxDynamicTableSizeLimit(0)
-	w := r.worker()
 	if client {
 		r.client = w
 		r.trunk = r.newTrunk(w, "client", a, ours, r.cfg.client)

@@ -69,6 +69,12 @@ func (t *Trunk) read() {
 				return
 			}
 			t.s.Keep(rest)
+			if t.peer.over() || t.w.budget.over() {
+				t.w.relieve(t.peer)
+				if t.closed {
+					return
+				}
+			}
 		}
 		if failed != nil {
 			t.fail(failed)

@@ -5,6 +5,7 @@ package relay
 import (
 	"fmt"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/net/http2"
@@ -25,6 +26,7 @@ const (
 	EndPeerReset            // the peer reset the stream
 	EndTrunkLost            // the tunnel connection ended under it
 	EndAborted              // by our own side: Abort
+	EndHoard                // by us, for what its application did not take
 )
 
 // Owner is told of a relay's life. Its methods are called on the loop's
@@ -82,6 +84,7 @@ type Relay struct {
 	sent     uint64       // bytes from the application
 	received uint64       // bytes to the application
 	flow     flow
+	stuck    time.Time // when the application last took something, or there was something to take; while bytes are queued
 }
 
 // Waiting makes a relay of an accepted socket, which it owns from then on. It
@@ -297,6 +300,9 @@ func (r *Relay) deliver() {
 			r.took(n)
 		}
 	}
+	if len(iov) > 0 && r.st.QueuedBytes() == 0 {
+		r.stuck = r.w.Loop.Now()
+	}
 	for i := range iov {
 		r.st.Enqueue(unsafe.Slice(iov[i].Base, iov[i].Len))
 	}
@@ -321,6 +327,7 @@ func (r *Relay) drain() {
 			r.end(EndAppReset, http2.ErrCodeCancel, describe(e))
 			return
 		}
+		r.stuck = r.w.Loop.Now()
 		r.st.Dequeue(n)
 		r.took(n)
 	}
@@ -390,10 +397,11 @@ func (r *Relay) end(how End, code http2.ErrCode, detail string) {
 	}
 	r.w.Loop.Close(r.fd)
 	if t := r.t; t != nil {
-		if how == EndAppReset || how == EndAborted {
+		if how == EndAppReset || how == EndAborted || how == EndHoard {
 			t.s.H2.Reset(r.st, code)
 			t.wantFlush()
 		}
+		r.st.Discard()
 		r.st.User = nil
 		t.unlink(r)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +36,10 @@ type rigConfig struct {
 	// towards them; 0: the kernel's choice.
 	buffers, farBuffers int
 
+	clog func(authority string) bool // whether an application's socket is full from the start; nil: none
+
+	memory int64 // of the budget of all workers; 0: the default
+
 	request func(w *relay.Worker, t *relay.Trunk, st *h2.Stream, serve func() *relay.Relay) // instead of an application at once
 	refused func(*relay.Relay)
 	ended   func(end) // instead of rig.ends
@@ -45,6 +50,8 @@ type rigConfig struct {
 type rig struct {
 	t              testing.TB
 	cfg            rigConfig
+	budget         *relay.Budget
+	shed           atomic.Int64 // streams
 	client, server *relay.Worker
 	trunk          *relay.Trunk // the client's
 	far            *relay.Trunk
@@ -87,6 +94,7 @@ func emptyRig(t testing.TB, cfg rigConfig) *rig {
 	r := &rig{t: t, cfg: cfg, ends: make(chan end, 1<<16), closed: make(chan closed, 16)}
 	// Registered first and so run last: loops close what applications wait for.
 	t.Cleanup(r.apps.Wait)
+	r.budget = relay.NewBudget(cfg.memory, func(s relay.Shed) { r.shed.Add(int64(s.Streams)) })
 	return r
 }
 
@@ -119,7 +127,7 @@ func (r *rig) worker() *relay.Worker {
 	var running sync.WaitGroup
 	running.Go(l.Run)
 	r.t.Cleanup(func() { l.Stop(); running.Wait() })
-	return relay.NewWorker(l)
+	return relay.NewWorker(l, r.budget)
 }
 
 func (r *rig) newTrunk(w *relay.Worker, side string, fd int, keys record.Secrets, cfg relay.TrunkConfig) *relay.Trunk {
@@ -241,6 +249,11 @@ func (o *owner) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.HeaderFiel
 		for _, f := range fields {
 			if f.Name == ":authority" {
 				authority = f.Value
+			}
+		}
+		if o.r.cfg.clog != nil && o.r.cfg.clog(authority) {
+			for full := make([]byte, 64<<10); err == nil; {
+				_, err = unix.Write(a, full)
 			}
 		}
 		o.r.apps.Go(func() { defer app.Close(); o.r.cfg.serve(app, authority) })

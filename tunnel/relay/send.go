@@ -4,6 +4,7 @@ package relay
 
 import (
 	"fmt"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
@@ -138,16 +139,24 @@ func (t *Trunk) pull(r *Relay, limit int) int {
 
 // write writes what is sealed, and reports whether all of it went.
 func (t *Trunk) write() bool {
+	moved := false
 	for len(t.iov) > 0 {
 		n, e := loop.Send(t.fd, t.iov)
 		if e == unix.EAGAIN {
+			if moved || t.stalled.IsZero() {
+				t.stalled = t.w.Loop.Now()
+			}
 			return false
 		}
+		moved = true
 		if e != 0 {
 			t.writeFailed(e)
 			return false
 		}
 		t.iov = loop.Advance(t.iov, n)
+	}
+	if !t.stalled.IsZero() {
+		t.stalled = time.Time{}
 	}
 	t.recycle()
 	return true

@@ -25,6 +25,7 @@ var (
 	ErrDead      = errors.New("peer does not answer")
 	ErrIdle      = errors.New("idle")
 	ErrDrained   = errors.New("drained")
+	ErrUnread    = errors.New("peer does not read")
 	ErrUnsealed  = errors.New("the record layer seals nothing any more")
 )
 
@@ -48,6 +49,9 @@ type TrunkConfig struct {
 	PingAfter time.Duration // silence after which the peer is asked
 	DeadAfter time.Duration // silence after which it is given up; longer than PingAfter
 	IdleAfter time.Duration // time without streams after which it is closed
+
+	// Peer is charged with what is queued; nil: an account for this trunk alone.
+	Peer *Account
 }
 
 // Trunk is a session on its socket.
@@ -56,6 +60,7 @@ type Trunk struct {
 	s     *session.Session
 	owner TrunkOwner
 	cfg   TrunkConfig
+	peer  *Account
 	fd    int
 
 	out   writer
@@ -78,6 +83,7 @@ type Trunk struct {
 	draining  bool // no new streams; closes with the last relay
 
 	lastRead  time.Time
+	stalled   time.Time // since when its socket takes nothing; zero: it does
 	refilled  time.Time // when the peer's budget was
 	idleSince time.Time
 	tick      *loop.Timer
@@ -96,11 +102,16 @@ type Trunk struct {
 func (w *Worker) NewTrunk(fd int, s *session.Session, o TrunkOwner, cfg TrunkConfig) (*Trunk, error) {
 	now := w.Loop.Now()
 	t := &Trunk{w: w, s: s, owner: o, cfg: cfg, fd: fd, window: startWindow, lastRead: now, idleSince: now}
+	if t.peer = cfg.Peer; t.peer == nil {
+		t.peer = w.budget.Account()
+	}
 	t.out.stock = &w.stock
 	s.H2.Share(&w.scratch)
 	if err := w.Loop.Register(fd, t); err != nil {
 		return nil, err
 	}
+	w.trunks[t] = struct{}{}
+	s.H2.Meter(t.meter)
 	_ = unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NOTSENT_LOWAT, notSentLowat) // not TCP in some tests
 	t.schedule()
 	t.wantFlush()
@@ -243,5 +254,7 @@ func (t *Trunk) close(err error) {
 	t.Relays(func(r *Relay) { r.end(EndTrunkLost, http2.ErrCodeNo, err.Error()) })
 	t.recycle()
 	t.w.Loop.Close(t.fd)
+	t.s.H2.Discard()
+	delete(t.w.trunks, t)
 	t.s.Close()
 }

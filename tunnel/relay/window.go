@@ -69,6 +69,9 @@ func (f *flow) count(t *Trunk, n int) {
 
 // windowLimit is how far a stream's window may grow now.
 func (t *Trunk) windowLimit() int {
+	if t.peer.tight() {
+		return startWindow
+	}
 	if t.count == 1 {
 		return aloneWindow
 	}

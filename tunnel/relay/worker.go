@@ -41,15 +41,27 @@ type Worker struct {
 	iov     []unix.Iovec
 	pieces  [][]unix.Iovec // unused lists of pieces
 	touched []*Relay       // relays that have pieces to be delivered
+
+	budget *Budget
+	queued int64 // bytes of it that this worker's queues hold
+	trunks map[*Trunk]struct{}
 }
 
-// NewWorker makes the worker of l.
-func NewWorker(l *loop.Loop) *Worker {
-	return &Worker{
-		Loop: l,
-		in:   make([]byte, readSlots*record.SlotLen),
-		iov:  make([]unix.Iovec, 0, readSlots+1),
+// NewWorker makes the worker of l. All workers of a node are to be made with the
+// same budget before any of them has a trunk; nil: it has one of its own.
+func NewWorker(l *loop.Loop, b *Budget) *Worker {
+	if b == nil {
+		b = NewBudget(0, nil)
 	}
+	w := &Worker{
+		Loop:   l,
+		in:     make([]byte, readSlots*record.SlotLen),
+		iov:    make([]unix.Iovec, 0, readSlots+1),
+		budget: b,
+		trunks: map[*Trunk]struct{}{},
+	}
+	b.join(w)
+	return w
 }
 
 func (w *Worker) getPieces() []unix.Iovec {

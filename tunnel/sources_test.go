@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/culvert-mesh/culvert/tunnel/relay"
+)
+
+func address(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
+
+// Handshakes: at each limit, and one above it.
+func TestHandshakeLimits(t *testing.T) {
+	var l limits
+	s := newSources(relay.NewBudget(0, nil), &l)
+	var running []*source
+	greet := func(a netip.Addr, want bool) {
+		t.Helper()
+		src, err := s.greet(a)
+		if (err == nil) != want {
+			t.Fatalf("handshake %d of %s: %v", len(running)+1, a, err)
+		}
+		if err == nil {
+			running = append(running, src)
+		}
+	}
+	for range maxSourceHandshakes {
+		greet(address(0), true)
+	}
+	greet(address(0), false)
+	for i := maxSourceHandshakes; i < maxHandshakes; i++ {
+		greet(address(i), true)
+	}
+	greet(address(maxHandshakes), false)
+	if l.sourceHandshakes.Load() != 1 || l.handshakes.Load() != 1 {
+		t.Errorf("%d and %d were counted, want 1 each", l.sourceHandshakes.Load(), l.handshakes.Load())
+	}
+	s.greeted(running[0])
+	greet(address(maxHandshakes), true)
+	greet(address(maxHandshakes), false)
+	for _, src := range running[1:] {
+		s.greeted(src)
+	}
+	for _, src := range running {
+		s.part(src)
+	}
+	if s.all != 0 || len(s.known) != 0 || s.budget.Open() != 0 {
+		t.Errorf("%d handshakes, %d addresses and %d bytes are left", s.all, len(s.known), s.budget.Open())
+	}
+}
+
+// Sessions of one address: as many as its part of the budget holds.
+func TestSessionLimit(t *testing.T) {
+	const size = 64 << 20
+	var l limits
+	s := newSources(relay.NewBudget(size, nil), &l)
+	n := 0
+	for {
+		src, err := s.greet(address(0))
+		if err != nil {
+			break
+		}
+		s.greeted(src)
+		n++
+	}
+	if want := size / 2 / 4 / relay.SessionCost; n != want || l.sessions.Load() != 1 {
+		t.Fatalf("%d sessions of one address, %d refusals counted, want %d and 1", n, l.sessions.Load(), want)
+	}
+	if _, err := s.greet(address(1)); err != nil {
+		t.Errorf("another address: %v", err)
+	}
+}
+
+// The log has so many lines of a kind in a second, and no more.
+func TestDamper(t *testing.T) {
+	var d damper
+	now := time.Unix(1000, 0)
+	said := ""
+	for i := range saidEverySecond + 3 {
+		if held, ok := d.say(now); ok != (i < saidEverySecond) || held != 0 {
+			t.Fatalf("line %d: %v, %d", i, ok, held)
+		}
+	}
+	if held, ok := d.say(now.Add(time.Second)); !ok || held != 3 {
+		t.Errorf("a second later: %v, %d were held back, want 3", ok, held)
+	}
+	said = fmt.Sprint(unsaid(0), unsaid(3))
+	if said != "[] [unsaid 3]" {
+		t.Error(said)
+	}
+}
