@@ -93,6 +93,7 @@ type Endpoint struct {
 	Workload  string
 	Namespace string
 	Identity  spiffeid.ID // only once it has been proven
+	Claimed   bool        // Workload is what the peer says, of its own namespace: for the log only
 }
 
 // Connection is an application's connection, as one side saw it.
@@ -110,6 +111,8 @@ type Connection struct {
 	TLSVersion  uint16
 	CipherSuite uint16
 	Group       tls.CurveID
+
+	Trace [16]byte // W3C trace ID, the same in the records of both ends; zero: none
 
 	SecurityPolicy SecurityPolicy // empty: SecurityUnknown
 	Reason         Reason

@@ -4,6 +4,7 @@ package telemetry
 
 import (
 	"crypto/tls"
+	"encoding/hex"
 	"net/netip"
 	"strconv"
 	"time"
@@ -50,6 +51,11 @@ func appendJSON(b []byte, c *Connection) []byte {
 		b = appendField(b, `,"policy.rule":"`, c.Rule)
 		b = append(b, `,"policy.version":`...)
 		b = strconv.AppendUint(b, c.PolicyVersion, 10)
+	}
+	if c.Trace != [16]byte{} {
+		b = append(b, `,"trace":"`...)
+		b = hex.AppendEncode(b, c.Trace[:])
+		b = append(b, '"')
 	}
 	b = appendField(b, `,"reason":"`, string(c.Reason))
 	b = appendField(b, `,"detail":"`, cut(c.Detail))
@@ -174,6 +180,10 @@ func appendText(b []byte, c *Connection) []byte {
 	if c.Rule != "" {
 		b = append(b, " rule="...)
 		b = appendEscaped(b, c.Rule)
+	}
+	if c.Trace != [16]byte{} {
+		b = append(b, " trace="...)
+		b = hex.AppendEncode(b, c.Trace[:])
 	}
 	if c.Detail != "" {
 		b = append(b, ` detail="`...)

@@ -43,6 +43,7 @@ func sample() Connection {
 		Reason:         ReasonOK,
 		Rule:           policy.RuleDefaultAllow,
 		PolicyVersion:  3,
+		Trace:          [16]byte{0x0a, 0xf7, 15: 0x9c},
 	}
 }
 
@@ -69,12 +70,12 @@ func TestLines(t *testing.T) {
 			`"src.addr":"10.77.1.10:43210","src.workload":"client","src.namespace":"demo","src.identity":"spiffe://cluster.local/ns/demo/sa/client",` +
 			`"dst.addr":"10.77.2.10:8080","dst.workload":"web","dst.namespace":"demo","dst.identity":"spiffe://cluster.local/ns/demo/sa/web",` +
 			`"bytes_sent":4096,"bytes_recv":120,"start":"2026-03-04T05:06:07.008009Z","duration_ms":1.234,"security_policy":"mutual_tls",` +
-			`"tls.version":"1.3","tls.cipher":"TLS_AES_128_GCM_SHA256","tls.group":"X25519MLKEM768","policy.rule":"default-allow","policy.version":3,"reason":"ok"}` + "\n"},
+			`"tls.version":"1.3","tls.cipher":"TLS_AES_128_GCM_SHA256","tls.group":"X25519MLKEM768","policy.rule":"default-allow","policy.version":3,"trace":"0af7000000000000000000000000009c","reason":"ok"}` + "\n"},
 		"JSON of a refusal": {appendJSON, refused(), `{"time":"2026-03-04T05:06:07.000000Z","level":"error","scope":"access","message":"connection complete","direction":"inbound",` +
 			`"src.addr":"10.77.1.10:43210","dst.addr":"[fd77::2:1]:80","bytes_sent":0,"bytes_recv":0,"start":"2026-03-04T05:06:07.000000Z","duration_ms":0.000,` +
 			`"security_policy":"unknown","policy.rule":"no-batch","policy.version":0,"reason":"denied","detail":"said \"no\\\"\nand\tleft \u001b[31m\ufffd\u009b\u2028 ü"}` + "\n"},
 		"text": {appendText, sample(), "2026-03-04T05:06:07.009243Z outbound ok 10.77.1.10:43210 (demo/client, spiffe://cluster.local/ns/demo/sa/client) -> " +
-			"10.77.2.10:8080 (demo/web, spiffe://cluster.local/ns/demo/sa/web) sent=4096 received=120 duration=1.234ms mutual_tls TLS1.3 TLS_AES_128_GCM_SHA256 X25519MLKEM768 rule=default-allow\n"},
+			"10.77.2.10:8080 (demo/web, spiffe://cluster.local/ns/demo/sa/web) sent=4096 received=120 duration=1.234ms mutual_tls TLS1.3 TLS_AES_128_GCM_SHA256 X25519MLKEM768 rule=default-allow trace=0af7000000000000000000000000009c\n"},
 		"text of a refusal": {appendText, refused(), `2026-03-04T05:06:07.000000Z inbound denied 10.77.1.10:43210 -> [fd77::2:1]:80 sent=0 received=0 duration=0.000ms unknown rule=no-batch ` +
 			`detail="said \"no\\\"\nand\tleft \u001b[31m\ufffd\u009b\u2028 ü"` + "\n"},
 	} {

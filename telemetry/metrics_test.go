@@ -178,6 +178,26 @@ func TestSeriesAreBounded(t *testing.T) {
 	}
 }
 
+// A peer may claim any name. It makes no series.
+func TestClaimedNamesMakeNoSeries(t *testing.T) {
+	m := testMetrics(t)
+	c := sample()
+	for _, c.Src.Claimed = range []bool{true, false} {
+		before := testutil.CollectAndCount(m.traffic.opened)
+		for i := range 10 {
+			c.Src.Workload = fmt.Sprint(i)
+			m.Opened(&c)
+		}
+		n, want := testutil.CollectAndCount(m.traffic.opened)-before, 10 // the control
+		if c.Src.Claimed {
+			want = 1
+		}
+		if n != want {
+			t.Errorf("10 names, claimed: %v, make %d series, want %d", c.Src.Claimed, n, want)
+		}
+	}
+}
+
 func TestSeriesFromManyLoops(t *testing.T) {
 	const loops, each = 4, 500
 	m := testMetrics(t)

@@ -77,6 +77,9 @@ func (t *traffic) find(c *Connection) *series {
 		target: c.Dst.Workload, destNS: c.Dst.Namespace, destID: c.Dst.Identity,
 		security: security(c),
 	}
+	if c.Src.Claimed { // a peer may claim any number of names
+		p.source, p.sourceNS = "", ""
+	}
 	t.mu.RLock()
 	s := t.known[p]
 	if s == nil && len(t.known) >= maxSeries {

@@ -5,7 +5,9 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"syscall"
@@ -37,7 +39,7 @@ func (p *Pod) capture(fd int) {
 		return
 	}
 	snap := t.cfg.Snapshots.Load()
-	o := &outbound{pod: p, src: src, dst: dst, start: time.Now()}
+	o := &outbound{pod: p, src: src, dst: dst, start: time.Now(), trace: newTrace()}
 	peer, ok := snap.Workloads.ByAddr(dst.Addr())
 	if !ok || peer.Protocol != workload.HBONE {
 		// The maps that steer are a little behind or ahead of the snapshot.
@@ -86,6 +88,7 @@ type outbound struct {
 	src, dst netip.AddrPort
 	start    time.Time
 	verdict  policy.Verdict
+	trace    hbone.Trace
 	home     *worker
 	entry    *entry
 	relay    *relay.Relay
@@ -105,7 +108,17 @@ func (o *outbound) fields() []hpack.HeaderField {
 		Authority: o.dst,
 		Baggage:   hbone.Baggage{Namespace: o.pod.Namespace, Pod: o.pod.Name},
 		Forwarded: o.src,
+		Trace:     o.trace,
 	}.AppendFields(nil)
+}
+
+// newTrace begins a trace, by which the records of both ends can be joined. What
+// the application may have of its own is in its bytes, which are not ours to read.
+func newTrace() (t hbone.Trace) {
+	binary.NativeEndian.PutUint64(t.ID[:], rand.Uint64()|1) // all zeros would be none
+	binary.NativeEndian.PutUint64(t.ID[8:], rand.Uint64())
+	binary.NativeEndian.PutUint64(t.Parent[:], rand.Uint64()|1)
+	return t
 }
 
 // refuse ends a connection that has no relay yet.
@@ -235,6 +248,7 @@ func (o *outbound) record() *telemetry.Connection {
 		Start:         o.start,
 		Rule:          o.verdict.Rule,
 		PolicyVersion: o.verdict.Version,
+		Trace:         o.trace.ID,
 	}
 	if o.peer != nil {
 		c.Dst.Workload, c.Dst.Namespace = o.peer.Name, o.peer.Namespace

@@ -164,6 +164,10 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 		return
 	}
 	i.dst = req.Authority
+	i.trace = req.Trace.ID
+	if i.peer == nil {
+		i.claimed.Workload, i.claimed.Namespace = claim(req.Baggage, in.hs.Peer.ID)
+	}
 	if req.Forwarded.Addr() == in.remote.Addr() {
 		i.src = req.Forwarded // its port, for the log only
 	}
@@ -192,7 +196,9 @@ type inbound struct {
 	trunk    *inboundTrunk
 	st       *h2.Stream
 	src, dst netip.AddrPort
-	peer     *workload.Workload // as its address says; nil when unknown
+	peer     *workload.Workload                   // as its address says; nil when unknown
+	claimed  struct{ Workload, Namespace string } // of an unknown one, as its node says
+	trace    [16]byte
 	verdict  policy.Verdict
 	start    time.Time
 	relay    *relay.Relay
@@ -299,9 +305,12 @@ func (i *inbound) record() *telemetry.Connection {
 		SecurityPolicy: telemetry.MutualTLS,
 		Rule:           i.verdict.Rule,
 		PolicyVersion:  i.verdict.Version,
+		Trace:          i.trace,
 	}
 	if i.peer != nil {
 		c.Src.Workload, c.Src.Namespace = i.peer.Name, i.peer.Namespace
+	} else if i.claimed.Workload != "" {
+		c.Src.Workload, c.Src.Namespace, c.Src.Claimed = i.claimed.Workload, i.claimed.Namespace, true
 	}
 	return c
 }

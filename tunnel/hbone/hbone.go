@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2/hpack"
 )
 
@@ -23,7 +22,7 @@ import (
 const (
 	maxBaggage     = 8192 // bytes, the least that W3C Baggage asks for
 	maxForwarded   = 512  // bytes
-	maxTraceparent = 512  // bytes
+	maxTraceparent = 512  // bytes, of a later version
 	maxReason      = 64   // bytes
 )
 
@@ -37,10 +36,10 @@ const (
 
 // Request is a CONNECT.
 type Request struct {
-	Authority   netip.AddrPort // where to; a zone is not allowed
-	Baggage     Baggage        // the source workload
-	Forwarded   netip.AddrPort // the application's own address; the port may be 0, and all of it missing
-	Traceparent string
+	Authority netip.AddrPort // where to; a zone is not allowed
+	Baggage   Baggage        // the source workload
+	Forwarded netip.AddrPort // the application's own address; the port may be 0, and all of it missing
+	Trace     Trace
 }
 
 // AppendFields appends the request's fields, pseudo-header fields first.
@@ -55,8 +54,8 @@ func (r Request) AppendFields(dst []hpack.HeaderField) []hpack.HeaderField {
 	if r.Forwarded.Addr().IsValid() {
 		dst = append(dst, hpack.HeaderField{Name: fieldForwarded, Value: `for="` + r.Forwarded.String() + `"`})
 	}
-	if r.Traceparent != "" {
-		dst = append(dst, hpack.HeaderField{Name: fieldTraceparent, Value: r.Traceparent})
+	if !r.Trace.IsZero() {
+		dst = append(dst, hpack.HeaderField{Name: fieldTraceparent, Value: r.Trace.String()})
 	}
 	return dst
 }
@@ -100,8 +99,8 @@ func ParseRequest(fields []hpack.HeaderField) (Request, *Refusal) {
 				r.Forwarded = parseForwarded(f.Value)
 			}
 		case fieldTraceparent:
-			if r.Traceparent == "" && len(f.Value) <= maxTraceparent && httpguts.ValidHeaderFieldValue(f.Value) {
-				r.Traceparent = f.Value
+			if t, ok := ParseTrace(f.Value); ok && r.Trace.IsZero() && len(f.Value) <= maxTraceparent {
+				r.Trace = t
 			}
 		default:
 			if strings.HasPrefix(f.Name, ":") { // RFC 9113, section 8.5

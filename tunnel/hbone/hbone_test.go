@@ -22,6 +22,14 @@ func fields(pairs ...string) []hpack.HeaderField {
 	return f
 }
 
+func trace(s string) Trace {
+	t, ok := ParseTrace(s)
+	if !ok {
+		panic(s)
+	}
+	return t
+}
+
 func addr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 // What goes over the wire is what Istio's ambient mode sends.
@@ -39,8 +47,8 @@ func TestAppendFields(t *testing.T) {
 			Baggage: Baggage{
 				Cluster: "c", Namespace: "ns", Workload: "w", WorkloadKind: "deployment", Service: "s", Version: "v1", Region: "r", Zone: "z",
 			},
-			Forwarded:   addr("10.0.0.2:1234"),
-			Traceparent: "00-11111111111111111111111111111111-2222222222222222-00",
+			Forwarded: addr("10.0.0.2:1234"),
+			Trace:     trace("00-11111111111111111111111111111111-2222222222222222-00"),
 		}, fields(
 			":method", "CONNECT", ":authority", "10.0.0.1:80",
 			"baggage", "k8s.cluster.name=c,k8s.namespace.name=ns,k8s.deployment.name=w,service.name=s,service.version=v1,cloud.region=r,cloud.availability_zone=z",
@@ -203,17 +211,48 @@ func TestParseBaggage(t *testing.T) {
 	}
 }
 
-func TestTraceparent(t *testing.T) {
+func TestTrace(t *testing.T) {
+	const id, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+	const good = "00-" + id + "-" + parent + "-01"
 	for in, want := range map[string]string{
-		"00-11111111111111111111111111111111-2222222222222222-01": "00-11111111111111111111111111111111-2222222222222222-01",
-		strings.Repeat("1", maxTraceparent):                       strings.Repeat("1", maxTraceparent),
-		strings.Repeat("1", maxTraceparent+1):                     "",
-		"a\nb":                                                    "",
+		good:                              good,
+		"00-" + id + "-" + parent + "-ff": "00-" + id + "-" + parent + "-ff",
+		// Of a later version, what is known of it.
+		"cc-" + id + "-" + parent + "-01":      good,
+		"cc-" + id + "-" + parent + "-01-what": good,
+		"cc-" + id + "-" + parent + "-01-":     good,
+		"cc-" + id + "-" + parent + "-01.":     "",
+		"ff-" + id + "-" + parent + "-01":      "",
+		good + "-":                             "",
+		good + "0":                             "",
+		good[:len(good)-1]:                     "",
+		"":                                     "",
+		"00-" + strings.ToUpper(id) + "-" + parent + "-01":                       "",
+		"00-" + strings.Repeat("0", 32) + "-" + parent + "-01":                   "",
+		"00-" + id + "-" + strings.Repeat("0", 16) + "-01":                       "",
+		"00-" + id + "_" + parent + "-01":                                        "",
+		"00-" + id + "-" + parent + "_01":                                        "",
+		"00_" + id + "-" + parent + "-01":                                        "",
+		"0g-" + id + "-" + parent + "-01":                                        "",
+		"00-" + id + "-" + parent + "-0g":                                        "",
+		"00-" + id[1:] + "g-" + parent + "-01":                                   "",
+		"00-" + id + "-" + parent[1:] + "\n-01":                                  "",
+		strings.Repeat("0", len(good)):                                           "",
+		"cc-" + id + "-" + parent + "-01-" + strings.Repeat("x", maxTraceparent): "",
 	} {
 		r, refusal := ParseRequest(fields(":method", "CONNECT", ":authority", "10.0.0.1:80", "traceparent", in))
-		if refusal != nil || r.Traceparent != want {
-			t.Errorf("%q: %q, %v", in, r.Traceparent, refusal)
+		got := ""
+		if !r.Trace.IsZero() {
+			got = r.Trace.String()
 		}
+		if refusal != nil || got != want {
+			t.Errorf("%q: %q, %v, want %q", in, got, refusal, want)
+		}
+	}
+	other := strings.Replace(good, "0a", "0b", 1)
+	r, _ := ParseRequest(fields(":method", "CONNECT", ":authority", "10.0.0.1:80", "traceparent", "x", "traceparent", good, "traceparent", other))
+	if r.Trace.String() != good {
+		t.Errorf("of several: %s", r.Trace)
 	}
 }
 
@@ -252,7 +291,7 @@ func TestResponses(t *testing.T) {
 
 // A request that is taken is the same when it is written again.
 func FuzzParseRequest(f *testing.F) {
-	f.Add("CONNECT", "10.0.0.1:80", "k8s.namespace.name=a,k8s.pod.name=b", `for="10.0.0.2:1"`, "00-1-2-00", "x", "y")
+	f.Add("CONNECT", "10.0.0.1:80", "k8s.namespace.name=a,k8s.pod.name=b", `for="10.0.0.2:1"`, "00-11111111111111111111111111111111-2222222222222222-00", "x", "y")
 	f.Add("CONNECT", "[fd00::1]:80", "service.name=a%2Cb;p=1", `for=10.0.0.2;host=h`, "", ":path", "/")
 	f.Add("GET", "host:80", "k8s.job.name=%zz", `for=_x`, "", "", "")
 	f.Fuzz(func(t *testing.T, method, authority, baggage, forwarded, traceparent, name, value string) {
