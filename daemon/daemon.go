@@ -133,8 +133,10 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	metrics.Registry().MustRegister(beside)
 	decided.notify(beside.changed)
 
+	told := newDecisionLog(access.Record, decided.store, log, metrics.Registry())
+
 	keeper := pod.NewKeeper(pod.Config{
-		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, existing: beside, log: log},
+		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, existing: beside, told: told, log: log},
 		Logger:   log,
 	})
 	undo.add(keeper.Close)
@@ -154,10 +156,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	}
 	undo.add(controls.Close)
 
-	renewing, stopRenewing := context.WithCancel(ctx)
-	renewed := make(chan struct{})
-	go func() { defer close(renewed); issuer.Run(renewing) }()
-	undo.add(func() error { stopRenewing(); <-renewed; return nil })
+	undo.add(inBackground(ctx, issuer.Run))
 
 	stopWatching := watchFiles(ctx, decided, trusted, source, keeper, reports, opt.Reload)
 	undo.add(stopWatching)
@@ -169,6 +168,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	if err := keeper.Sweep(); err != nil {
 		return err
 	}
+	undo.add(inBackground(ctx, func(ctx context.Context) { told.run(ctx, node.Events) }))
 	ready.Store(true)
 	pods := keeper.Status()
 	log.Info("ready", "version", opt.Version, "node", cfg.NodeName, "pods", len(pods),
@@ -183,6 +183,18 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		return nil
 	case err := <-failed:
 		return err
+	}
+}
+
+// inBackground runs f until stop, which waits for it.
+func inBackground(ctx context.Context, f func(context.Context)) (stop func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { defer close(done); f(ctx) }()
+	return func() error {
+		cancel()
+		<-done
+		return nil
 	}
 }
 

@@ -28,6 +28,7 @@ type enroller struct {
 	tunnel   *tunnel.Tunnel
 	identity identity.Source
 	existing *existing
+	told     *decisionLog
 	log      *slog.Logger
 
 	// What is swept must not be taken over meanwhile: an enrolment reads, a
@@ -87,6 +88,7 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 	if err := e.listen(out.ns, out.steered, out.served, addrs); err != nil {
 		return nil, err
 	}
+	e.told.add(p)
 	if err := out.steered.Enrol(); err != nil {
 		return nil, err
 	}
@@ -113,6 +115,7 @@ func (e *enroller) Sweep(listed func() []pod.Pod) error {
 
 // unserve ends the pod's listeners, tunnels and connections.
 func (n *enrolment) unserve() {
+	n.e.told.remove(n.pod)
 	if n.served != nil {
 		n.served.Remove()
 		n.served = nil
