@@ -39,6 +39,10 @@ var ztunnel string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if address := os.Getenv(echoAt); address != "" {
+		fmt.Fprintln(os.Stderr, echo(address))
+		return 1
+	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "the end-to-end tests make network namespaces and load BPF programs: run them as root (make test)")
 		return 1
