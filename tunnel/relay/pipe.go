@@ -16,9 +16,13 @@ const (
 	pipeShare = 2        // calls at a time; a turn has at most three: two events, and Again
 )
 
-// PipeOwner is told of a pipe's end, once, on the loop's thread. EndAppReset is
-// the application's doing, EndPeerReset the client's.
+// PipeOwner is told of a pipe's life. Its methods are called on the loop's thread.
 type PipeOwner interface {
+	// PipeConnected is called once: err is nil or why the application cannot be
+	// reached. It calls Open or Abort.
+	PipeConnected(p *Pipe, err error)
+	// PipeClosed is called once, last. EndAppReset is the application's doing,
+	// EndPeerReset the client's.
 	PipeClosed(p *Pipe, end End, detail string)
 }
 
@@ -30,14 +34,14 @@ type Pipe struct {
 	w           *Worker
 	owner       PipeOwner
 	client, app pipeEnd
-	closed      bool
+	phase       phase
 }
 
 // pipeEnd is one of a pipe's sockets, as the source of a direction.
 type pipeEnd struct {
 	p    *Pipe
 	to   *pipeEnd
-	fd   int
+	fd   int    // -1: none
 	sent uint64 // bytes given to the other end
 
 	readable bool // the socket may hold bytes, or its end
@@ -45,24 +49,67 @@ type pipeEnd struct {
 	broken   bool // it ended by a reset
 	full     bool // it takes no bytes at present
 	eof      bool // its FIN was read and passed on
-	again    bool // it has used up its share of a turn
+	again    bool // it asked for another turn
 }
 
-// NewPipe joins a client's connection, and the one to the application, which is
-// connected. The pipe owns both from then on; after an error they stay the
-// caller's. Nothing is moved, and nothing reported, before the next turn.
-func (w *Worker) NewPipe(client, app int, o PipeOwner) (*Pipe, error) {
-	p := &Pipe{w: w, owner: o}
+// Piping makes a pipe of a client's connection, and owns that from then on. The
+// application is to be connected: Connect.
+func (w *Worker) Piping(client int, o PipeOwner) (*Pipe, error) {
+	p := &Pipe{w: w, owner: o, phase: phaseConnecting}
 	p.client = pipeEnd{p: p, to: &p.app, fd: client}
-	p.app = pipeEnd{p: p, to: &p.client, fd: app}
+	p.app = pipeEnd{p: p, to: &p.client, fd: -1}
 	if err := w.Loop.Register(client, &p.client); err != nil {
 		return nil, err
 	}
-	if err := w.Loop.Register(app, &p.app); err != nil {
-		w.Loop.Release(client)
-		return nil, err
-	}
 	return p, nil
+}
+
+// Connect gives the pipe a socket to the application, whose connect is under way,
+// and which it owns from then on. On an error the descriptor stays the caller's.
+func (p *Pipe) Connect(fd int) error {
+	if err := p.w.Loop.Register(fd, &p.app); err != nil {
+		return err
+	}
+	p.app.fd = fd
+	return nil
+}
+
+// Disconnect closes the socket to the application, which has not answered, so
+// that another can be tried: Connect or Abort follows. It reports false where the
+// answer has come.
+func (p *Pipe) Disconnect() bool {
+	if p.phase != phaseConnecting {
+		return false
+	}
+	if _, err := unix.Getpeername(p.app.fd); err == nil {
+		return false // connected: the loop is about to say so
+	}
+	p.w.Loop.Close(p.app.fd)
+	p.app = pipeEnd{p: p, to: &p.client, fd: -1}
+	return true
+}
+
+// Disconnected reports whether the pipe has no socket to the application.
+func (p *Pipe) Disconnected() bool { return p.phase == phaseConnecting && p.app.fd < 0 }
+
+// Established tells the pipe that the socket to the application is connected
+// already, as it often is on lo.
+func (p *Pipe) Established() {
+	if p.phase != phaseConnecting {
+		return
+	}
+	p.phase = phaseWaiting
+	p.owner.PipeConnected(p, nil)
+}
+
+// Open lets bytes flow, both ways.
+func (p *Pipe) Open() {
+	if p.phase != phaseWaiting {
+		return
+	}
+	p.phase = phaseOpen
+	p.client.askAgain()
+	p.app.askAgain()
 }
 
 // FromClient is how many bytes the application has been given, ToClient how many
@@ -77,9 +124,40 @@ func (p *Pipe) Abort(detail string) { p.end(EndAborted, detail) }
 
 // Ready is the loop's.
 func (e *pipeEnd) Ready(ev loop.Events) {
-	if e.p.closed {
+	p := e.p
+	if p.phase == phaseClosed {
 		return
 	}
+	if p.phase == phaseConnecting && e == &p.app {
+		if ev&(loop.Out|loop.Err|loop.Hup) == 0 {
+			return
+		}
+		e.note(ev)
+		err := socketError(e.fd)
+		p.phase = phaseWaiting
+		p.owner.PipeConnected(p, err)
+		return
+	}
+	e.note(ev)
+	if p.phase != phaseOpen {
+		if e.broken { // nobody reads it yet
+			e.reset(socketError(e.fd))
+		}
+		return
+	}
+	if ev == 0 {
+		e.again = false
+	}
+	if ev&loop.Out != 0 && e.full {
+		e.full = false
+		if e.to.move(); p.phase == phaseClosed {
+			return
+		}
+	}
+	e.move()
+}
+
+func (e *pipeEnd) note(ev loop.Events) {
 	if ev&(loop.In|loop.Ended) != 0 {
 		e.readable = true
 	}
@@ -89,16 +167,6 @@ func (e *pipeEnd) Ready(ev loop.Events) {
 	if ev&loop.Err != 0 {
 		e.broken = true
 	}
-	if ev == 0 {
-		e.again = false
-	}
-	if ev&loop.Out != 0 && e.full {
-		e.full = false
-		if e.to.move(); e.p.closed {
-			return
-		}
-	}
-	e.move()
 }
 
 // move gives the other end a bounded share of what this one has sent.
@@ -118,6 +186,10 @@ func (e *pipeEnd) move() {
 			return
 		}
 	}
+	e.askAgain()
+}
+
+func (e *pipeEnd) askAgain() {
 	if !e.again {
 		e.again = true
 		e.p.w.Loop.Again(e)
@@ -192,10 +264,10 @@ func (e *pipeEnd) reset(err error) {
 
 // end closes both sockets and reports.
 func (p *Pipe) end(how End, detail string) {
-	if p.closed {
+	if p.phase == phaseClosed {
 		return
 	}
-	p.closed = true
+	p.phase = phaseClosed
 	// Unless both halves came to their ends, each is to see a reset: it must not
 	// take what it has for the whole.
 	linger := unix.Linger{Onoff: 1}
@@ -203,6 +275,9 @@ func (p *Pipe) end(how End, detail string) {
 		linger = unix.Linger{}
 	}
 	for _, e := range [...]*pipeEnd{&p.client, &p.app} {
+		if e.fd < 0 {
+			continue
+		}
 		_ = unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &linger)
 		p.w.Loop.Close(e.fd)
 	}

@@ -45,14 +45,35 @@ func newPipes(t testing.TB) *pipes {
 	return &pipes{rig: r, w: r.worker(), over: make(chan pipeEnd, 1<<16)}
 }
 
+// PipeConnected is relay.PipeOwner's.
+func (p *pipes) PipeConnected(q *relay.Pipe, err error) {
+	if err != nil {
+		q.Abort(err.Error())
+		return
+	}
+	q.Open()
+}
+
+// join makes an open pipe of two connections.
+func (p *pipes) join(a, b int) (q *relay.Pipe, err error) {
+	on(p.w, func() {
+		if q, err = p.w.Piping(a, p); err != nil {
+			return
+		}
+		if err = q.Connect(b); err == nil {
+			q.Established()
+		}
+	})
+	return q, err
+}
+
 // open returns both applications of a new pipe. Buffers are bytes of each of its
 // four sockets; 0: the kernel's choice.
 func (p *pipes) open(buffers int) (q *relay.Pipe, client, app *net.TCPConn) {
 	p.t.Helper()
 	a, client := p.appPair(buffers)
 	b, app := p.appPair(buffers)
-	var err error
-	on(p.w, func() { q, err = p.w.NewPipe(a, b, p) })
+	q, err := p.join(a, b)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -354,9 +375,7 @@ func TestPipeCloseAgainstWriteNeverReachesAReusedDescriptor(t *testing.T) {
 				tag := tags.Add(1)
 				a, c := p.appPair(0)
 				b, app := p.appPair(0)
-				var q *relay.Pipe
-				var err error
-				on(p.w, func() { q, err = p.w.NewPipe(a, b, p) })
+				q, err := p.join(a, b)
 				if err != nil {
 					t.Error(err)
 					return
@@ -386,5 +405,102 @@ func TestPipeCloseAgainstWriteNeverReachesAReusedDescriptor(t *testing.T) {
 	}
 	if x.good.Load() < 100_000 {
 		t.Error("too little came through to tell")
+	}
+}
+
+// A pipe whose application is not reached yet: what the client has sent waits,
+// sockets are tried one after the other, and a client that resets ends it.
+func TestPipeConnecting(t *testing.T) {
+	p := newPipes(t)
+	socket := func(connect bool, to net.Addr) int {
+		t.Helper()
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if connect {
+			at := to.(*net.TCPAddr)
+			err := unix.Connect(fd, &unix.SockaddrInet4{Port: at.Port, Addr: [4]byte(at.IP.To4())})
+			if err != nil && err != unix.EINPROGRESS {
+				t.Fatal(err)
+			}
+		}
+		return fd
+	}
+	piping := func() (q *relay.Pipe, client *net.TCPConn) {
+		t.Helper()
+		a, client := p.appPair(0)
+		t.Cleanup(func() { client.Close() })
+		on(p.w, func() {
+			var err error
+			if q, err = p.w.Piping(a, p); err != nil {
+				t.Error(err)
+			}
+			if !q.Disconnected() {
+				t.Error("it is connected to nothing")
+			}
+		})
+		return q, client
+	}
+
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	q, client := piping()
+	if _, err := io.WriteString(client, "early"); err != nil {
+		t.Fatal(err)
+	}
+	client.CloseWrite()
+	on(p.w, func() {
+		// The first socket goes unanswered: it has asked nobody.
+		if err := q.Connect(socket(false, nil)); err != nil {
+			t.Error(err)
+		}
+		if q.Disconnected() || !q.Disconnect() || !q.Disconnected() {
+			t.Error("the first socket was not given up")
+		}
+		if err := q.Connect(socket(true, l.Addr())); err != nil {
+			t.Error(err)
+		}
+	})
+	app, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer app.Close()
+	_ = app.SetDeadline(time.Now().Add(patience))
+	if b, err := io.ReadAll(app); err != nil || string(b) != "early" {
+		t.Fatalf("the application got %q, %v", b, err)
+	}
+	on(p.w, func() {
+		if q.Disconnect() {
+			t.Error("a pipe that is open was disconnected")
+		}
+	})
+	app.Close()
+	if e := p.end(); e.how != relay.EndClean || e.fromClient != 5 {
+		t.Fatalf("%+v", e)
+	}
+
+	_, client = piping()
+	abort(client)
+	if e := p.end(); e.how != relay.EndPeerReset {
+		t.Fatalf("a client that resets before: %+v", e)
+	}
+
+	q, client = piping()
+	l.Close()
+	on(p.w, func() {
+		if err := q.Connect(socket(true, l.Addr())); err != nil {
+			t.Error(err)
+		}
+	})
+	if e := p.end(); e.how != relay.EndAborted || e.detail != unix.ECONNREFUSED.Error() {
+		t.Fatalf("an application that is not there: %+v", e)
+	}
+	if _, err := io.ReadAll(client); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("the client saw %v", err)
 	}
 }
