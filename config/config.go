@@ -37,8 +37,8 @@ type Config struct {
 	Mesh      Mesh
 	Bypass    Bypass
 
-	// Mode says what happens to plaintext that arrives for a pod. Default and
-	// only value: strict.
+	// Mode says what happens to plaintext that arrives for a pod, where the
+	// policy file does not say otherwise. Default: strict.
 	Mode Mode
 	// Existing says what becomes of plaintext connections from before a pod's
 	// enrolment. Default: keep.
@@ -147,8 +147,11 @@ type Tunnel struct {
 // Mode is what happens to plaintext that arrives for a pod.
 type Mode string
 
-// ModeStrict refuses plaintext from outside the pod.
-const ModeStrict Mode = "strict"
+// The modes.
+const (
+	ModeStrict     Mode = "strict"     // plaintext from outside the pod is refused
+	ModePermissive Mode = "permissive" // it is let in
+)
 
 // Existing is what becomes of connections that a pod has with the mesh when it is
 // enrolled.

@@ -118,7 +118,7 @@ func TestParseRefuses(t *testing.T) {
 	for name, tt := range map[string]struct{ data, want string }{
 		"an unknown key":        {"mod: strict\n", "c.yaml:1:1: mod: unknown key; allowed: accessLog, bypass, cgroup, existing, identity, log, loops, mesh, metrics, mode, node, pods, policy, runDir, trustDomain, tunnel, workloads"},
 		"an unknown inner key":  {"identity:\n  ca:\n    ttl: 1h\n", "c.yaml:3:5: identity.ca.ttl: unknown key; allowed: dir, leafTTL"},
-		"another mode":          {"mode: permissive\n", `c.yaml:1:7: mode: "permissive" is not known; allowed: strict`},
+		"another mode":          {"mode: disable\n", `c.yaml:1:7: mode: "disable" is not known; allowed: strict, permissive`},
 		"a node name":           {"node: {name: a b}\n", `c.yaml:1:14: node.name: "a b" is not valid; allowed: a host name, such as node-1`},
 		"an empty path":         {"runDir: \"\"\n", "c.yaml:1:9: runDir: is empty; allowed: the path of a folder"},
 		"a trust domain":        {"trustDomain: Cluster.local\n", `c.yaml:1:14: trustDomain: "Cluster.local" is not valid; allowed: a SPIFFE trust domain in lower case, such as cluster.local`},

@@ -131,7 +131,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 	o.Object("policy", func(o *strict.Object) { optional(o, "file", &c.Policy.File, aFile+`, or "" for no rules`) })
 	o.Object("mesh", func(o *strict.Object) { prefixes(o, &c.Mesh.CIDRs) })
 	o.Object("bypass", func(o *strict.Object) { prefixes(o, &c.Bypass.CIDRs) })
-	strict.Enum(o, "mode", &c.Mode, ModeStrict)
+	strict.Enum(o, "mode", &c.Mode, ModeStrict, ModePermissive)
 	strict.Enum(o, "existing", &c.Existing, ExistingKeep, ExistingReset)
 	o.Int("loops", &c.Loops, 0, maxLoops)
 	optional(o, "cgroup", &c.Cgroup, aDir+` of cgroup v2, or "" for its root`)

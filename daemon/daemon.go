@@ -136,7 +136,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	told := newDecisionLog(access.Record, decided.store, log, metrics.Registry())
 
 	keeper := pod.NewKeeper(pod.Config{
-		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, existing: beside, told: told, log: log},
+		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, modes: &decided.modes, existing: beside, told: told, log: log},
 		Logger:   log,
 	})
 	undo.add(keeper.Close)

@@ -27,6 +27,7 @@ type enroller struct {
 	sockets  *socket.Maker
 	tunnel   *tunnel.Tunnel
 	identity identity.Source
+	modes    *modes
 	existing *existing
 	told     *decisionLog
 	log      *slog.Logger
@@ -44,6 +45,7 @@ type enrolment struct {
 	stock   *socket.Stock
 	served  *tunnel.Pod
 	steered *redirect.Pod
+	mode    *podMode
 	beside  *existingPod
 
 	plaintext int // connections beside the tunnel that were still there at the end
@@ -74,6 +76,9 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 		return nil, fmt.Errorf("get certificate for %s: %w", p.Identity(), err)
 	}
 	if out.steered, err = e.node.AddPod(ctx, redirect.PodConfig{Name: p.Key(), NS: out.ns, NetnsPath: p.NetnsPath, Addrs: p.Addresses}); err != nil {
+		return nil, err
+	}
+	if out.mode, err = e.modes.add(p.Namespace, p.Name, out.steered.SetPlainPorts); err != nil {
 		return nil, err
 	}
 	addrs := out.steered.Addrs()
@@ -116,6 +121,7 @@ func (e *enroller) Sweep(listed func() []pod.Pod) error {
 // unserve ends the pod's listeners, tunnels and connections.
 func (n *enrolment) unserve() {
 	n.e.told.remove(n.pod)
+	n.e.modes.remove(n.mode)
 	if n.served != nil {
 		n.served.Remove()
 		n.served = nil
@@ -173,9 +179,9 @@ func (n *enrolment) Moved() bool {
 // listen opens the pod's listeners for each family that it has an address of.
 func (e *enroller) listen(ns *netns.NS, steered *redirect.Pod, served *tunnel.Pod, addrs []netip.Addr) error {
 	for _, v6 := range []bool{false, true} {
-		any, outbound, hbone := netip.IPv4Unspecified(), redirect.Outbound4, redirect.HBONE4
+		any, outbound, inbound, hbone := netip.IPv4Unspecified(), redirect.Outbound4, redirect.Inbound4, redirect.HBONE4
 		if v6 {
-			any, outbound, hbone = netip.IPv6Unspecified(), redirect.Outbound6, redirect.HBONE6
+			any, outbound, inbound, hbone = netip.IPv6Unspecified(), redirect.Outbound6, redirect.Inbound6, redirect.HBONE6
 		}
 		if !has(addrs, v6) {
 			continue
@@ -186,6 +192,7 @@ func (e *enroller) listen(ns *netns.NS, steered *redirect.Pod, served *tunnel.Po
 			serve func(int) error
 		}{
 			{outbound, tunnel.OutboundPort, served.ServeOutbound},
+			{inbound, tunnel.InboundPort, served.ServePlain},
 			{hbone, tunnel.HBONEPort, served.ServeHBONE},
 		} {
 			fd, err := e.sockets.Listen(ns, netip.AddrPortFrom(any, l.port), true)

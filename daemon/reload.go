@@ -36,6 +36,7 @@ type files struct {
 	store       *snapshot.Store
 	trustDomain spiffeid.TrustDomain
 	mode        policy.ModeRule // the configuration's
+	modes       modes
 	workloads   *watch.File
 	policy      *watch.File // nil: there is none
 
@@ -131,28 +132,31 @@ func (f *files) takePolicy(data []byte, err error) error {
 // never more permissive than either snapshot:
 //
 //  1. what becomes stricter, in the maps: an address that is to be carried from
-//     now on is captured. Were the snapshot first, it would be in force while
-//     connections still went out in plaintext;
+//     now on is captured, a port that is to be STRICT is shut. Were the snapshot
+//     first, it would be in force while connections still went in plaintext;
 //  2. the snapshot. In between, what is captured and what the snapshot in force
-//     does not carry is reset by the tunnel: refused, not leaked;
+//     does not carry is reset by the tunnel: refused, not leaked. The same goes
+//     for plaintext that the tunnel accepts and the snapshot does not let in;
 //  3. what becomes looser, in the maps: an address that is no longer carried, or
-//     is to be reached in plaintext. Were it before the snapshot, connections
-//     would go out in plaintext to an address that the snapshot in force
-//     says is carried.
+//     is to be reached in plaintext, a port that is to be PERMISSIVE. Were it
+//     before the snapshot, connections would go in plaintext to an address that
+//     the snapshot in force says is carried, or be taken that it does not let in.
 //
 // A failure before the snapshot puts the maps back. The caller holds mu.
 func (f *files) change(table *workload.Table, rules *policy.Set) error {
 	next := destinations(table)
-	if err := f.node.SetDestinations(strictest(f.destinations, next)); err != nil {
+	f.modes.Lock()
+	defer f.modes.Unlock()
+	if err := errors.Join(f.modes.stricter(rules), f.node.SetDestinations(strictest(f.destinations, next))); err != nil {
 		if f.destinations != nil {
-			err = errors.Join(err, f.node.SetDestinations(f.destinations))
+			err = errors.Join(err, f.node.SetDestinations(f.destinations), f.modes.settle(f.rules))
 		}
 		return err
 	}
 	f.table, f.rules = table, rules
 	f.store.Publish(table, rules)
 	f.destinations = next
-	err := f.node.SetDestinations(next)
+	err := errors.Join(f.node.SetDestinations(next), f.modes.settle(rules))
 	if f.changed != nil {
 		f.changed()
 	}

@@ -141,3 +141,79 @@ func TestWhatCannotBeTakenChangesNothing(t *testing.T) {
 		t.Errorf("reloads counted, -want +got\n%s", diff)
 	}
 }
+
+// The same of the ports that take plaintext. A pod that comes has what is in force.
+func TestPlainPortsAreNeverLooserThanTheSnapshot(t *testing.T) {
+	file := func(mode string) string {
+		return "modes: [{name: m, namespace: demo, workload: web, " + mode + "}]\n"
+	}
+	for name, tt := range map[string]struct {
+		before, after string
+		want          []string // what the kernel is told, with the snapshot in force
+	}{
+		"opened":          {"", file("mode: permissive"), []string{"1: only []", "2: all but []"}},
+		"shut":            {file("mode: permissive"), "", []string{"1: all but []", "1: only []"}},
+		"a port shut":     {file("mode: permissive"), file("mode: permissive, ports: {80: strict}"), []string{"1: all but []", "1: all but [80]"}},
+		"a port opened":   {file("mode: permissive, ports: {80: strict}"), file("mode: permissive"), []string{"1: all but [80]", "2: all but []"}},
+		"another port":    {file("ports: {80: permissive, 90: permissive}"), file("ports: {90: permissive, 99: permissive}"), []string{"1: only [80 90]", "1: only [90]", "2: only [90 99]"}},
+		"all but becomes": {file("mode: permissive, ports: {80: strict}"), file("ports: {80: permissive, 90: permissive}"), []string{"1: all but [80]", "1: only [90]", "2: only [80 90]"}},
+		"nothing changes": {file("ports: {80: permissive}"), file("ports: {80: permissive}") + "rules: []\n", []string{"1: only [80]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			cfg := config.Default(dir)
+			cfg.Workloads.File, cfg.Policy.File = filepath.Join(dir, "w.yaml"), filepath.Join(dir, "p.yaml")
+			write(t, cfg.Workloads.File, "workloads: []\n")
+			write(t, cfg.Policy.File, tt.before+"# \n")
+			f, err := readFiles(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.steer(&fakeMaps{f: f}); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			var broken error
+			set := func(p redirect.PlainPorts) error {
+				if broken != nil {
+					return broken
+				}
+				what := fmt.Sprintf("only %v", p.Only)
+				if p.All {
+					what = fmt.Sprintf("all but %v", p.Except)
+				}
+				got = append(got, fmt.Sprintf("%d: %s", f.store.Load().Version, what))
+				return nil
+			}
+			m, err := f.modes.add("demo", "web", set)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, cfg.Policy.File, tt.after+"# \n")
+			if err := f.takePolicy(f.policy.Read()); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got\n%s", diff)
+			}
+
+			// What cannot be shut is not taken; one that has left is told nothing.
+			write(t, cfg.Policy.File, file("mode: permissive"))
+			if err := f.takePolicy(f.policy.Read()); err != nil {
+				t.Fatal(err)
+			}
+			write(t, cfg.Policy.File, "rules: []\n")
+			broken = errors.New("the map is broken")
+			if err := f.takePolicy(f.policy.Read()); !errors.Is(err, broken) {
+				t.Errorf("a port that cannot be shut: %v", err)
+			}
+			if s := f.store.Load(); s.Version != 3 || !s.Policy.PlainPorts("demo", "web").All {
+				t.Errorf("snapshot %d is in force", s.Version)
+			}
+			f.modes.remove(m)
+			if err := f.takePolicy(f.policy.Read()); err != nil {
+				t.Errorf("of a pod that has left: %v", err)
+			}
+		})
+	}
+}

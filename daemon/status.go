@@ -32,6 +32,7 @@ type Status struct {
 	Cgroup      string       `json:"cgroup"`                // at which the hooks are, in the hierarchy
 	MemoryLimit int64        `json:"memoryLimit,omitempty"` // bytes that Go keeps to; 0: none
 	Snapshot    uint64       `json:"snapshot"`              // version in force
+	Modes       []string     `json:"modes"`                 // who takes plaintext, the widest first
 	Files       []FileStatus `json:"files"`                 // those that were read again since the start
 	Pods        []PodStatus  `json:"pods"`
 }
@@ -75,7 +76,10 @@ func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	out := Status{
 		PID: os.Getpid(), Version: h.version, Node: h.cfg.NodeName, Started: h.started, Ready: h.ready.Load(),
 		RunDir: h.cfg.RunDir, Config: h.cfg.Path, Cgroup: h.cgroup, MemoryLimit: h.memoryLimit,
-		Snapshot: h.store.Load().Version, Files: h.reports.status(), Pods: []PodStatus{},
+		Snapshot: h.store.Load().Version, Modes: []string{}, Files: h.reports.status(), Pods: []PodStatus{},
+	}
+	for _, m := range h.store.Load().Policy.Modes() {
+		out.Modes = append(out.Modes, m.String())
 	}
 	for _, s := range h.keeper.Status() {
 		out.Pods = append(out.Pods, PodStatus{

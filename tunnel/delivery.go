@@ -13,9 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/telemetry"
-	"github.com/culvert-mesh/culvert/tunnel/hbone"
 	"github.com/culvert-mesh/culvert/tunnel/loop"
-	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
 
 const (
@@ -55,31 +53,56 @@ type Listener struct {
 	Cookie uint64 // no other socket of the machine ever has it
 }
 
-// delivery is how far a connection's way to the application has come.
+// delivery is a connection's way to the application.
 type delivery struct {
+	pod    *Pod
+	w      *worker
+	client netip.Addr // as whom the application sees it
+	dst    netip.AddrPort
+	to     deliverer
+
 	timer  *loop.Timer
 	giveUp time.Time // zero: nothing was sent yet
 	ports  uint8     // that were tried
 	taken  uint8     // ports that served the same client already
+	over   bool      // it is connected, or was given up
 }
 
-// connect takes a delivery socket and connects it to the application.
-func (i *inbound) connect() {
-	in := i.trunk
-	v6 := i.dst.Addr().Is6()
-	if fd, ok := in.pod.Sockets.Take(v6); ok {
-		i.deliver(fd)
+// deliverer is the connection that a delivery is for. It has the socket.
+type deliverer interface {
+	// gone reports whether there is nobody to deliver to any more. It ends a
+	// connection whose client has gone meanwhile.
+	gone() bool
+	// hold takes a socket whose connect is under way.
+	hold(fd int) error
+	// drop closes the socket that it holds, if any, and reports false where that
+	// has been answered.
+	drop() bool
+	// holds reports whether it holds a socket.
+	holds() bool
+	// established: the socket that it holds is connected already.
+	established()
+	// undeliverable ends the connection.
+	undeliverable(why telemetry.Reason, detail string)
+}
+
+// start takes a delivery socket and connects it to the application.
+func (d *delivery) start() {
+	v6 := d.dst.Addr().Is6()
+	if fd, ok := d.pod.Sockets.Take(v6); ok {
+		d.deliver(fd)
 		return
 	}
-	in.pod.Sockets.Wait(v6, func(fd int, err error) {
-		posted := in.w.Loop.Post(func() {
+	d.pod.Sockets.Wait(v6, func(fd int, err error) {
+		posted := d.w.Loop.Post(func() {
 			switch {
 			case err == nil:
-				i.deliver(fd)
-			case i.relay == nil || i.relay.Disconnected():
-				i.answer(503, telemetry.ReasonLimit, err.Error())
+				d.deliver(fd)
+			case d.over || d.to.gone():
+			case !d.to.holds():
+				d.to.undeliverable(telemetry.ReasonLimit, err.Error())
 			default: // what was sent may still be answered
-				i.await()
+				d.await()
 			}
 		})
 		if !posted && err == nil {
@@ -88,125 +111,103 @@ func (i *inbound) connect() {
 	})
 }
 
-func (i *inbound) deliver(fd int) {
-	in := i.trunk
-	switch {
-	case i.done:
-		unix.Close(fd)
-		return
-	case i.st.Closed() || in.trunk.Closed():
-		unix.Close(fd)
-		i.report(telemetry.ReasonReset, "by the source, before the application was reached")
-		return
-	case i.relay != nil && !i.relay.Disconnect():
-		unix.Close(fd) // the answer has come
+func (d *delivery) deliver(fd int) {
+	if d.over || d.to.gone() || !d.to.drop() {
+		unix.Close(fd) // too late, or the answer has come
 		return
 	}
-	client := in.remote.Addr()
-	err := in.pod.Sockets.Deliver(fd, client, i.dst, in.pod.tuples.avoid(client, i.dst))
-	if errors.Is(err, unix.EADDRNOTAVAIL) && i.delivery.taken < maxTaken {
-		i.delivery.taken++ // its port serves this client already
+	err := d.pod.Sockets.Deliver(fd, d.client, d.dst, d.pod.tuples.avoid(d.client, d.dst))
+	if errors.Is(err, unix.EADDRNOTAVAIL) && d.taken < maxTaken {
+		d.taken++ // its port serves this client already
 		unix.Close(fd)
-		i.connect()
+		d.start()
 		return
 	}
 	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		unix.Close(fd)
-		i.unreachable(err)
+		d.unreachable(err)
 		return
 	}
-	if rerr := i.register(fd); rerr != nil {
+	if err := d.to.hold(fd); err != nil {
 		refuse(fd)
-		i.answer(503, telemetry.ReasonLimit, rerr.Error())
+		d.to.undeliverable(telemetry.ReasonLimit, err.Error())
 		return
 	}
-	if i.delivery.ports++; i.delivery.ports > 1 {
-		in.pod.t.deliveries.Again.Add(1)
+	if d.ports++; d.ports > 1 {
+		d.pod.t.deliveries.Again.Add(1)
 	}
 	if err == nil {
-		i.relay.Established()
+		d.to.established()
 		return
 	}
-	if i.delivery.giveUp.IsZero() {
-		i.delivery.giveUp = time.Now().Add(in.pod.t.cfg.ConnectTimeout)
+	if d.giveUp.IsZero() {
+		d.giveUp = time.Now().Add(d.pod.t.cfg.ConnectTimeout)
 	}
-	i.await()
-}
-
-// register gives the relay, which the first socket makes, a socket.
-func (i *inbound) register(fd int) error {
-	if i.relay != nil {
-		return i.relay.Reconnect(fd)
-	}
-	r, err := i.trunk.w.Connecting(fd, i)
-	if err != nil {
-		return err
-	}
-	i.relay = r
-	r.Attach(i.trunk.trunk, i.st)
-	return nil
+	d.await()
 }
 
 // await waits for the answer to a SYN.
-func (i *inbound) await() {
-	left := time.Until(i.delivery.giveUp)
-	if i.delivery.ports < maxPorts && left > unanswered {
-		i.delivery.timer = i.trunk.w.Loop.After(unanswered, i.connect)
+func (d *delivery) await() {
+	left := time.Until(d.giveUp)
+	if d.ports < maxPorts && left > unanswered {
+		d.timer = d.w.Loop.After(unanswered, d.start)
 		return
 	}
-	i.delivery.timer = i.trunk.w.Loop.After(left, i.timedOut)
+	d.timer = d.w.Loop.After(left, d.timedOut)
 }
 
-// Connected is relay.Owner's.
-func (i *inbound) Connected(r *relay.Relay, err error) {
-	i.delivery.timer.Stop()
-	if err != nil {
-		i.unreachable(err)
-		return
-	}
-	if i.respond(hbone.ResponseFields(200, ""), false) {
-		i.opened = true
-		i.flow = i.trunk.pod.t.cfg.Recorder.Opened(i.record())
-		r.Open()
-	}
+// stop ends it: the connection is made, or has ended.
+func (d *delivery) stop() {
+	d.over = true
+	d.timer.Stop()
 }
 
 // timedOut gives up. A listener with a mark of its own gives it to what it
 // accepts, whose answers then do not find back to lo: where there is one, it is
 // named. The look at the pod's listeners runs in a goroutine. It is left out
 // while there are enough of them.
-func (i *inbound) timedOut() {
-	p := i.trunk.pod
+func (d *delivery) timedOut() {
+	p := d.pod
 	t := p.t
 	select {
 	case t.looks <- struct{}{}:
 	default:
-		i.unreachable(unix.ETIMEDOUT)
+		d.unreachable(unix.ETIMEDOUT)
 		return
 	}
 	started := p.start(func() {
-		l, found, err := p.Sockets.MarkedListener(i.dst)
+		l, found, err := p.Sockets.MarkedListener(d.dst)
 		<-t.looks
 		if err != nil {
 			t.cfg.Logger.Warn("look at a pod's listeners, after a delivery timed out", "pod", p.Key, "err", err)
 		}
-		i.trunk.w.Loop.Post(func() {
+		d.w.Loop.Post(func() {
 			switch {
-			case i.done || i.opened:
+			case d.over || d.to.gone():
 			case found:
 				t.deliveries.Marked.Add(1)
 				p.name(l)
-				i.answer(503, telemetry.ReasonTimeout, fmt.Sprintf(
-					"connect to the application at %s: its listener has a mark of its own (SO_MARK %#x), so that its answers do not reach the tunnel", i.dst, l.Mark))
+				d.to.undeliverable(telemetry.ReasonTimeout, fmt.Sprintf(
+					"connect to the application at %s: its listener has a mark of its own (SO_MARK %#x), so that its answers do not reach the tunnel", d.dst, l.Mark))
 			default:
-				i.unreachable(unix.ETIMEDOUT)
+				d.unreachable(unix.ETIMEDOUT)
 			}
 		})
 	})
 	if !started {
 		<-t.looks
-		i.unreachable(unix.ETIMEDOUT)
+		d.unreachable(unix.ETIMEDOUT)
 	}
+}
+
+// unreachable ends the connection with the reason of an error of connect.
+func (d *delivery) unreachable(err error) {
+	why := telemetry.ReasonUnreachable
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		why = errnoReason(errno)
+	}
+	d.to.undeliverable(why, fmt.Sprintf("connect to the application at %s: %v", d.dst, err))
 }
 
 // maxNamed bounds the listeners of a pod that are named in the log.
@@ -230,13 +231,4 @@ func (p *Pod) name(l Listener) {
 			"pod", p.Key, "listener", l.Addr.String(), "mark", fmt.Sprintf("%#x", l.Mark),
 			"hint", "have the application not set SO_MARK on the socket that it listens on; on those that it accepts it may")
 	}
-}
-
-func (i *inbound) unreachable(err error) {
-	why := telemetry.ReasonUnreachable
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		why = errnoReason(errno)
-	}
-	i.answer(503, why, fmt.Sprintf("connect to the application at %s: %v", i.dst, err))
 }

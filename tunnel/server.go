@@ -187,7 +187,8 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 	i.live.conn = i
 	in.w.link(&i.live)
 	if !i.done {
-		i.connect()
+		i.delivery = delivery{pod: in.pod, w: in.w, client: in.remote.Addr(), dst: i.dst, to: i}
+		i.delivery.start()
 	}
 }
 
@@ -210,6 +211,54 @@ type inbound struct {
 
 	reason telemetry.Reason
 	detail string
+}
+
+// gone is deliverer's.
+func (i *inbound) gone() bool {
+	if !i.done && (i.st.Closed() || i.trunk.trunk.Closed()) {
+		i.report(telemetry.ReasonReset, "by the source, before the application was reached")
+	}
+	return i.done
+}
+
+// hold is deliverer's. The first socket makes the relay.
+func (i *inbound) hold(fd int) error {
+	if i.relay != nil {
+		return i.relay.Reconnect(fd)
+	}
+	r, err := i.trunk.w.Connecting(fd, i)
+	if err != nil {
+		return err
+	}
+	i.relay = r
+	r.Attach(i.trunk.trunk, i.st)
+	return nil
+}
+
+// drop is deliverer's.
+func (i *inbound) drop() bool { return i.relay == nil || i.relay.Disconnect() }
+
+// holds is deliverer's.
+func (i *inbound) holds() bool { return i.relay != nil && !i.relay.Disconnected() }
+
+// established is deliverer's.
+func (i *inbound) established() { i.relay.Established() }
+
+// undeliverable is deliverer's.
+func (i *inbound) undeliverable(why telemetry.Reason, detail string) { i.answer(503, why, detail) }
+
+// Connected is relay.Owner's.
+func (i *inbound) Connected(r *relay.Relay, err error) {
+	i.delivery.stop()
+	if err != nil {
+		i.delivery.unreachable(err)
+		return
+	}
+	if i.respond(hbone.ResponseFields(200, ""), false) {
+		i.opened = true
+		i.flow = i.trunk.pod.t.cfg.Recorder.Opened(i.record())
+		r.Open()
+	}
 }
 
 func (i *inbound) respond(fields []hpack.HeaderField, end bool) bool {
@@ -261,7 +310,7 @@ func (i *inbound) Refused(r *relay.Relay) {
 
 // Closed is relay.Owner's.
 func (i *inbound) Closed(_ *relay.Relay, end relay.End, detail string) {
-	i.delivery.timer.Stop()
+	i.delivery.stop()
 	switch end {
 	case relay.EndClean:
 		i.report(telemetry.ReasonOK, "")

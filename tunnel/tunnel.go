@@ -2,8 +2,8 @@
 
 // Package tunnel carries pods' connections over mutual TLS: it captures what
 // an enrolled pod opens (client), takes in what peers send (server), and keeps
-// the connections between them (pool). It makes the event loops and closes
-// them.
+// the connections between them (pool). Plaintext it takes in where the pod's mode
+// lets it (plain). It makes the event loops and closes them.
 //
 // It decides by a snapshot and asks identity for certificates. It does not know
 // how sockets are steered to it: listeners are handed to it, and Sockets makes
@@ -110,8 +110,9 @@ type Tunnel struct {
 	budget  *relay.Budget
 	sources *sources
 	limits  limits
-	failed  damper        // of lines about handshakes
-	hoarded damper        // of lines about the budget
+	failed  damper // of lines about handshakes
+	hoarded damper // of lines about the budget
+	plain   plaintext
 	looks   chan struct{} // one token per look at a pod's listeners
 
 	deliveries Deliveries
@@ -130,6 +131,7 @@ type worker struct {
 	entries map[poolKey]*entry
 	retired map[*entry]struct{} // taken out of entries, and not empty yet
 	inbound map[*inboundTrunk]struct{}
+	plain   map[*plain]struct{}
 	lives   lives
 }
 
@@ -156,6 +158,7 @@ func New(cfg Config) (*Tunnel, error) {
 	}
 	t.budget = relay.NewBudget(cfg.Memory, t.shed)
 	t.sources = newSources(t.budget, &t.limits)
+	t.plain.most = mostPlain()
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	for i := range cfg.Loops {
 		l, err := loop.New()
@@ -163,7 +166,7 @@ func New(cfg Config) (*Tunnel, error) {
 			t.Close()
 			return nil, fmt.Errorf("make event loop %d: %w", i, err)
 		}
-		w := &worker{Worker: relay.NewWorker(l, t.budget), t: t, index: i, entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}, inbound: map[*inboundTrunk]struct{}{}}
+		w := &worker{Worker: relay.NewWorker(l, t.budget), t: t, index: i, entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}, inbound: map[*inboundTrunk]struct{}{}, plain: map[*plain]struct{}{}}
 		t.workers = append(t.workers, w)
 		t.loops.Go(l.Run)
 	}
@@ -191,6 +194,9 @@ func (w *worker) closeAll() {
 	w.each(func(e *entry) { e.close(errClosed) })
 	for in := range w.inbound {
 		in.trunk.Close(errClosed)
+	}
+	for c := range w.plain {
+		c.fail(telemetry.ReasonDraining, errClosed.Error())
 	}
 }
 
@@ -326,6 +332,11 @@ func (w *worker) removePod(p *Pod) {
 	for in := range w.inbound {
 		if in.pod == p {
 			in.trunk.Close(errPodGone)
+		}
+	}
+	for c := range w.plain {
+		if c.pod == p {
+			c.fail(telemetry.ReasonDraining, errPodGone.Error())
 		}
 	}
 }

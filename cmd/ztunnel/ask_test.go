@@ -55,7 +55,7 @@ func TestStatus(t *testing.T) {
 	end := time.Now().Add(26*time.Hour + 30*time.Minute)
 	dir := answering(t, map[string]any{"/status": daemon.Status{
 		PID: 4711, Version: "v9.9.9", Node: "n1", Started: ago(26*time.Hour + 30*time.Minute), Ready: true,
-		RunDir: "/run/culvert", Config: "/etc/culvert/config.yaml", Cgroup: "/kubepods", MemoryLimit: 230 << 20, Snapshot: 7,
+		RunDir: "/run/culvert", Config: "/etc/culvert/config.yaml", Cgroup: "/kubepods", MemoryLimit: 230 << 20, Snapshot: 7, Modes: []string{"the mesh: strict (default-mode)"},
 		Files: []daemon.FileStatus{
 			{File: "pods", Time: ago(62*time.Minute + 30*time.Second)},
 			{File: "workloads", Time: ago(2*time.Hour + 30*time.Second), Error: "w.yaml:3:1: broken,\nand how"},
@@ -78,6 +78,7 @@ configuration  /etc/culvert/config.yaml
 cgroup         /kubepods
 memory limit   230.0 MiB
 snapshot       7
+plaintext for  the mesh: strict (default-mode)
 
 FILE       READ AGAIN  STATE
 pods       1h2m ago    taken

@@ -52,6 +52,9 @@ func statusText(s daemon.Status, now time.Time) string {
 		head.Row("memory limit", tables.Bytes(s.MemoryLimit))
 	}
 	head.Row("snapshot", s.Snapshot)
+	for _, m := range s.Modes {
+		head.Row("plaintext for", m)
+	}
 	head.WriteTo(&b)
 
 	b.WriteString("\n")
