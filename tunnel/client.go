@@ -292,10 +292,13 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 	}
 	hs, err := handshake.Client(ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Expect: k.id, Timeout: t.cfg.HandshakeTimeout})
 	if err != nil {
-		c.Close()
 		var f *identity.Failure
 		if errors.As(err, &f) {
 			t.recordHandshake(k.pod, telemetry.ReporterSource, k.dst, nil, f)
+		}
+		// Who waits for the dial does not wait for this.
+		if !k.pod.start(func() { c.part(k.pod.ctx) }) {
+			c.Close()
 		}
 		return nil, err
 	}

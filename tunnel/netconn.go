@@ -109,3 +109,37 @@ func (c *netConn) awaitConnected(ctx context.Context, timeout time.Duration) err
 	}
 	return err
 }
+
+// Bounds on what a peer that was refused is listened to for.
+const (
+	lastWords = time.Second
+	maxUnread = 256 << 10 // bytes; it may have sent its first window of data
+)
+
+// part closes the connection so that what was said last, an alert, arrives. Closed
+// over unread bytes the kernel would send a reset, and forget what it has to send
+// again if it is lost on the way: so writing ends first, and what the peer has sent
+// is read away, until it ends too, or for as long and as much as is bearable. It
+// waits, at most until ctx ends.
+func (c *netConn) part(ctx context.Context) {
+	defer c.Close()
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	if cerr := rc.Control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_WR) }); cerr != nil || err != nil {
+		return // it is closed already
+	}
+	if c.SetReadDeadline(time.Now().Add(lastWords)) != nil {
+		return
+	}
+	defer context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })()
+	var unread [4096]byte
+	for n := 0; n < maxUnread; {
+		got, err := c.Read(unread[:])
+		if err != nil {
+			return
+		}
+		n += got
+	}
+}

@@ -72,12 +72,12 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort, src *source
 	}
 	hs, err := handshake.Server(p.ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Timeout: t.cfg.HandshakeTimeout})
 	if err != nil {
-		c.Close()
 		var f *identity.Failure
 		if !errors.As(err, &f) {
 			f = &identity.Failure{Reason: identity.ReasonTLSProtocol, Detail: err.Error(), Err: err}
 		}
 		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
+		c.part(p.ctx)
 		return false
 	}
 	d, err := newSession(c, hs, h2.Config{MaxConcurrentStreams: maxStreams})

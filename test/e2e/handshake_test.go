@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/internal/capture"
 	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/internal/testca"
 )
@@ -112,6 +114,42 @@ func TestNoIdentityBeforeHandshake(t *testing.T) {
 		c.serveClient(family, peerTLS(c.goodClient)) // the control
 		if l := watch.closed("inbound", c.app.Addr(family)); l.String("src.identity") != c.stranger.Identity() {
 			t.Errorf("control: access log: src.identity is %q", l.String("src.identity"))
+		}
+	})
+}
+
+// TestRefusalIsHeard: a client that is refused, and has said more than was read,
+// hears the alert and an orderly end, which outlasts a segment that is lost. A
+// reset would not.
+func TestRefusalIsHeard(t *testing.T) {
+	c := newPeerCheck(t)
+	c.run("")
+	families(t, func(t *testing.T, family int) {
+		c := c.in(t)
+		expired := c.svid(c.ca, c.stranger.Identity(), testca.Change(func(x *x509.Certificate) {
+			x.NotBefore, x.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
+		}))
+		resets := func(more int) int {
+			wire := c.capture(capture.Config{NS: c.Nodes[1].NS, Interface: c.server.HostEnd()})
+			watch := c.watch(c.daemons[1])
+			raw, err := c.dial(c.stranger, netip.AddrPortFrom(c.server.Addr(family), hbonePort))
+			c.must(err)
+			tc := tls.Client(raw, peerTLS(expired))
+			c.must(tc.Handshake()) // in TLS 1.3 its own certificate is not looked at yet
+			_, _ = tc.Write(make([]byte, more))
+			if _, err := io.ReadAll(tc); more < 1<<20 && alert(err) == "" {
+				t.Errorf("the client heard %v, want an alert", err)
+			}
+			raw.Close()
+			watch.failed("destination", identity.ReasonCertificateExpired, "")
+			n, _ := wire.Count(func(s capture.Segment) bool { return s.Src.Port() == hbonePort && s.Has(capture.RST) })
+			return n
+		}
+		if n := resets(20000); n != 0 {
+			t.Errorf("%d resets", n)
+		}
+		if resets(8<<20) == 0 { // the control: more than anybody listens to
+			t.Error("control: no reset")
 		}
 	})
 }
