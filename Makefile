@@ -24,8 +24,8 @@ test: ## everything that .ci/run tests (needs root)
 test-vm: ## the privileged tests on Debian's 6.1 and 6.12 kernels, in QEMU; some twenty minutes
 	scripts/test-vm $(KERNELS)
 
-soak: ## certificates of 20 s life under 500 requests a second, five minutes (needs root)
-	$(SUDO) env "PATH=$$PATH" CULVERT_SOAK=1 $(GO) test -count=1 -v -timeout 15m -run '^TestRenewalUnderLoad$$' ./test/e2e
+soak: ## certificates of 20 s life under 500 requests a second, five minutes, and an authority that stops (needs root)
+	$(SUDO) env "PATH=$$PATH" CULVERT_SOAK=1 $(GO) test -count=1 -v -timeout 15m -run '^(TestRenewalUnderLoad|TestStoppedAuthority)$$' ./test/e2e
 
 bench-quick: build ## direct TCP beside Culvert, ratios; under 3 minutes (needs root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./test/bench
