@@ -211,5 +211,8 @@ func (d *decisionLog) connection(e redirect.Event, known decision, skipped uint6
 		named(ours) // it is refused, between two enrolments
 	}
 	named(theirs)
+	if e.Decision == "strict_refused" {
+		_, c.Rule = snap.Policy.Mode(c.Dst.Namespace, c.Dst.Workload, c.Dst.Addr.Port())
+	}
 	return c
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/culvert-mesh/culvert/internal/capture"
 	"github.com/culvert-mesh/culvert/internal/lab"
@@ -136,7 +137,26 @@ func TestPermissive(t *testing.T) {
 			t.Errorf("its line: %v, %v", found, err)
 		}
 
+		// The node itself is outside too: so the kubelet's probes are served.
+		reached := len(app.Peers())
+		e.must(e.Nodes[1].Do(func() error {
+			c, err := net.DialTimeout("tcp", app.Addr(family).String(), patience())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(patience()))
+			return exchange(c, marker)
+		}))
+		if n := len(app.Peers()) - reached; n != 1 {
+			t.Errorf("the node's call made %d connections", n)
+		}
+
 		e.shut(e.Pod(1, 3), strict.Addr(family))
+		refused, err := d[1].WaitAccessLog(e.ctx, 1, func(l lab.Entry) bool { return l.String("dst.addr") == strict.Addr(family).String() })
+		if err != nil || refused[0].String("reason") != "denied" || refused[0].String("policy.rule") != "legacy" {
+			t.Errorf("the refusal's line: %v, %v", refused, err)
+		}
 		if n := len(strict.Peers()); n != 0 {
 			t.Errorf("%d connections to a STRICT port", n)
 		}
