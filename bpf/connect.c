@@ -57,6 +57,8 @@ static __always_inline enum decision decide(const struct pod *pod, const struct 
 		return DECISION_CONNECT_LOOPBACK;
 	if (equal(dst, &pod->v4) || equal(dst, &pod->v6))
 		return DECISION_CONNECT_OWN_ADDRESS;
+	if (is_probe(dst))
+		return DECISION_CONNECT_PROBE;
 	if (in_cidrs(&bypass, dst))
 		return DECISION_CONNECT_BYPASS;
 	known = bpf_map_lookup_elem(&destinations, dst);
@@ -78,7 +80,7 @@ static __always_inline enum decision decide(const struct pod *pod, const struct 
  * To none, as others are: answers to a pod's own address come in by the device
  * that has it, says the route, so one bound to lo would not hear them.
  */
-static __always_inline enum decision mark(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+static __always_inline enum decision mark(struct bpf_sock_addr *ctx, struct bpf_sock *sk, enum decision marked)
 {
 	__u32 old = 0, new = MARK;
 	int none = 0;
@@ -90,12 +92,12 @@ static __always_inline enum decision mark(struct bpf_sock_addr *ctx, struct bpf_
 	}
 	bpf_getsockopt(ctx, SOL_SOCKET, SO_MARK, &old, sizeof(old));
 	if (old == MARK)
-		return DECISION_CONNECT_CARRIED;
+		return marked;
 	if (old)
 		count(DECISION_CONNECT_MARK_REPLACED);
 	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new)))
 		return DECISION_CONNECT_REFUSED_NO_MARK;
-	return DECISION_CONNECT_CARRIED;
+	return marked;
 }
 
 /*
@@ -174,10 +176,11 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct addre
 		return PASS;
 	}
 	d = decide(pod, dst);
-	if (d == DECISION_CONNECT_CARRIED)
-		d = is_served(cookie, dst) ? mark(ctx, ctx->sk) : DECISION_CONNECT_REFUSED_NO_LISTENER;
+	if (d == DECISION_CONNECT_CARRIED || d == DECISION_CONNECT_PROBE)
+		d = is_served(cookie, dst) ? mark(ctx, ctx->sk, d) : DECISION_CONNECT_REFUSED_NO_LISTENER;
 	switch (d) {
 	case DECISION_CONNECT_CARRIED:
+	case DECISION_CONNECT_PROBE:
 		count(d);
 		return PASS;
 	case DECISION_TCP_DESTINATION:

@@ -90,6 +90,7 @@ enum decision {
 	DECISION_CONNECT_OUTSIDE, /* beyond the mesh */
 	/* connect hooks: marked */
 	DECISION_CONNECT_CARRIED,
+	DECISION_CONNECT_PROBE, /* to the probe's address: likewise */
 	/* connect hooks: refused */
 	DECISION_CONNECT_REFUSED_DESTINATION,
 	DECISION_CONNECT_REFUSED_UNKNOWN, /* inside a mesh CIDR */
@@ -114,6 +115,7 @@ enum decision {
 	DECISION_STEER_OTHER_ADDRESS, /* not the pod's in the mesh */
 	/* sk_lookup: given to a listener of the tunnel */
 	DECISION_STEER_OUTBOUND,
+	DECISION_STEER_PROBE, /* likewise */
 	DECISION_STEER_UNKNOWN, /* to the same, which refuses it: not carried any more */
 	DECISION_STEER_HBONE,
 	DECISION_STEER_PLAIN, /* plaintext, to a port that takes it */
@@ -292,6 +294,17 @@ static __always_inline int is_loopback(const struct address *a)
 	if (is4(a))
 		return (a->w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
 	return !a->w[0] && !a->w[1] && !a->w[2] && a->w[3] == bpf_htonl(1);
+}
+
+/*
+ * What redirect.Pod.Probe connects to, always carried: 192.0.0.8, the dummy address
+ * of RFC 7600, and 100::1, of the discard prefix of RFC 6666. Nobody has them.
+ */
+static __always_inline int is_probe(const struct address *a)
+{
+	if (is4(a))
+		return a->w[3] == bpf_htonl(0xc0000008);
+	return a->w[0] == bpf_htonl(0x01000000) && !a->w[1] && !a->w[2] && a->w[3] == bpf_htonl(1);
 }
 
 /* 0.0.0.0 and ::, which connect() takes for loopback. */

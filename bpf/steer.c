@@ -77,6 +77,8 @@ static __always_inline int from_lo(struct bpf_sk_lookup *ctx, int v6, const stru
 			    ctx->local_port);
 	if (is_loopback(local))
 		return pass(DECISION_STEER_LOOPBACK, ctx->local_port);
+	if (is_probe(local))
+		return give(ctx, v6 ? SLOT_OUTBOUND6 : SLOT_OUTBOUND4, DECISION_STEER_PROBE);
 	known = bpf_map_lookup_elem(&destinations, local);
 	if (known && *known == DESTINATION_HBONE)
 		return give(ctx, v6 ? SLOT_OUTBOUND6 : SLOT_OUTBOUND4, DECISION_STEER_OUTBOUND);

@@ -105,6 +105,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		Denied:           trusted.Denied,
 		Recorder:         &telemetry.Recorder{Metrics: metrics, Log: access},
 		Logger:           log,
+		Probe:            redirect.IsProbe,
 		Loops:            cfg.Loops,
 		HandshakeTimeout: cfg.Tunnel.HandshakeTimeout,
 		ConnectTimeout:   cfg.Tunnel.ConnectTimeout,

@@ -57,12 +57,16 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 	e.sweeping.RLock()
 	defer e.sweeping.RUnlock()
 	out := &enrolment{e: e, pod: p}
+	captured := false
 	defer func() {
 		if err == nil {
 			return
 		}
 		out.unserve()
-		if out.steered != nil {
+		switch {
+		case captured: // it is ours, and does not work: refused until it does
+			err = errors.Join(err, out.steered.Leave())
+		case out.steered != nil:
 			err = errors.Join(err, out.steered.Abandon())
 		}
 		if out.ns != nil {
@@ -95,6 +99,10 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 	}
 	e.told.add(p)
 	if err := out.steered.Enrol(); err != nil {
+		return nil, err
+	}
+	captured = true
+	if err := out.steered.Probe(ctx); err != nil {
 		return nil, err
 	}
 	e.log.Info("pod enrolled", "pod", p.Key(), "identity", p.Identity().String(), "addresses", addrs)

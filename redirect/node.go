@@ -35,9 +35,6 @@ import (
 // another number, and converts or refuses what it finds, but never misreads it.
 const layout = "v2"
 
-// hooks are the names of the hooks' pins.
-var hooks = [...]string{"connect4", "connect6", "setsockopt"}
-
 // Config says where things are.
 type Config struct {
 	RunDir string       // lock, and what release needs; "": /run/culvert
@@ -80,8 +77,10 @@ type Node struct {
 	lock   *os.File
 	pins   string // directory
 	cgroup string // where the hooks are, in the hierarchy
-	maps   bpf.ConnectMaps
-	links  []link.Link
+	// cgroupDir is the directory of that.
+	cgroupDir string
+	maps      bpf.ConnectMaps
+	links     []link.Link
 
 	decisions []string // names, in the order of the map
 
@@ -89,7 +88,8 @@ type Node struct {
 	destinations map[netip.Addr]Destination   // what is in the map; nil: not read yet
 	plain        map[uint64]map[uint16]uint32 // likewise, plain_ports, by namespace
 	pods         map[string]*Pod
-	mesh, bypass []netip.Prefix // what is in the maps of ranges
+	mesh, bypass []netip.Prefix          // what is in the maps of ranges
+	foreign      map[ebpf.ProgramID]bool // programs that were warned of
 }
 
 // Open loads the programs and attaches them to the cgroup, or takes over what a
@@ -102,7 +102,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("redirect connections: loading BPF programs needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")
 	}
-	n := &Node{cfg: cfg, pods: map[string]*Pod{}}
+	n := &Node{cfg: cfg, pods: map[string]*Pod{}, foreign: map[ebpf.ProgramID]bool{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -121,7 +121,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n.cgroup = path
+	n.cgroup, n.cgroupDir = path, cgroup
 	if err := n.load(cgroup); err != nil {
 		return nil, err
 	}
@@ -157,20 +157,15 @@ func (n *Node) load(cgroup string) error {
 	if err := n.checkCounters(); err != nil {
 		return err
 	}
-	for _, h := range []struct {
-		name   string
-		attach ebpf.AttachType
-		prog   *ebpf.Program
-	}{
-		{hooks[0], ebpf.AttachCGroupInet4Connect, objects.Capture4},
-		{hooks[1], ebpf.AttachCGroupInet6Connect, objects.Capture6},
-		{hooks[2], ebpf.AttachCGroupSetsockopt, objects.Keep},
-	} {
-		l, err := attachCgroup(filepath.Join(n.pins, h.name), cgroup, h.attach, h.prog)
+	for i, prog := range []*ebpf.Program{objects.Capture4, objects.Capture6, objects.Keep} {
+		l, err := attachCgroup(filepath.Join(n.pins, hooks[i]), cgroup, attachTypes[i], prog)
 		if err != nil {
-			return fmt.Errorf("attach %s to %s: %w", h.name, cgroup, err)
+			return fmt.Errorf("attach %s to %s: %w", hooks[i], cgroup, err)
 		}
 		n.links = append(n.links, l)
+	}
+	if err := n.checkHooks(); err != nil {
+		return err
 	}
 	n.cfg.Logger.Info("connections are steered", "cgroup", cgroup, "pins", n.pins)
 	return nil

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/netns"
@@ -121,14 +120,7 @@ func TestOptionsPass(t *testing.T) {
 func TestCarriedEscapesWithoutTheHook(t *testing.T) {
 	both(t, func(w *world, f family) {
 		w.start()
-		pins, err := filepath.Glob(filepath.Join(w.cfg.BPFFS, "culvert/*/v2/setsockopt"))
-		if err != nil || len(pins) != 1 {
-			t.Fatalf("pins: %v, %v", pins, err)
-		}
-		l, err := link.LoadPinnedLink(pins[0], nil)
-		w.must(err)
-		defer l.Close()
-		w.must(l.Detach())
+		w.detach("setsockopt")
 		fd, err := w.connect(w.pod, at(f.remote, 8080), nil)
 		w.must(err)
 		w.tryWays("carried", w.pod, fd, nil)

@@ -73,7 +73,7 @@ func newWorld(t *testing.T) *world {
 	w.cfg = redirect.Config{RunDir: filepath.Join(t.TempDir(), "run"), BPFFS: filepath.Join(t.TempDir(), "bpffs")}
 	w.must(os.Mkdir(w.cfg.BPFFS, 0o700))
 	t.Cleanup(func() {
-		if err := unix.Unmount(w.cfg.BPFFS, 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		if err := unix.Unmount(w.cfg.BPFFS, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			t.Errorf("unmount bpffs: %v", err)
 		}
 	})

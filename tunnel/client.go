@@ -41,6 +41,10 @@ func (p *Pod) capture(fd int) {
 	snap := t.cfg.Snapshots.Load()
 	o := &outbound{pod: p, src: src, dst: dst, start: time.Now(), trace: newTrace()}
 	peer, ok := snap.Workloads.ByAddr(dst.Addr())
+	if !ok && t.cfg.Probe != nil && t.cfg.Probe(dst.Addr()) {
+		refuse(fd)
+		return
+	}
 	if !ok || peer.Protocol != workload.HBONE {
 		// The maps that steer are a little behind or ahead of the snapshot.
 		o.refuse(fd, telemetry.ReasonUnknownDestination, "no workload of the mesh has this address")

@@ -84,6 +84,7 @@ type Config struct {
 	Denied    func(*x509.Certificate, spiffeid.ID) (string, bool) // revocation; nil: nothing is revoked
 	Recorder  Recorder
 	Logger    *slog.Logger
+	Probe     func(dst netip.Addr) bool // says of a destination that a connection to it is to be closed and not told of; nil: none
 
 	Loops            int           // event loops; 0: one per CPU
 	HandshakeTimeout time.Duration // 0: 10 s

@@ -10,14 +10,18 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/internal/capture"
 	"github.com/culvert-mesh/culvert/internal/lab"
 )
 
@@ -125,5 +129,52 @@ func TestUnknownDestinationIsLogged(t *testing.T) {
 			t.Error("it is on the wire")
 		}
 		e.must(call(known.Addr(family))) // the control
+	})
+}
+
+// TestEnrolmentIsProbed: a pod is served once a connection of its own was seen to
+// reach the tunnel, in each family that it has; until then it is refused.
+func TestEnrolmentIsProbed(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e := setup(t)
+		from := e.Pod(1, 1)
+		app, err := e.Pod(2, 1).Echo(8080)
+		e.must(err)
+		d := e.start(lab.DaemonConfig{Pods: []*lab.Pod{}})
+		// Somebody else's rule, before ours: what has the mark leaves by eth0.
+		rule := netlink.NewRule()
+		mask := uint32(0xffffffff)
+		rule.Mark, rule.Mask, rule.Table, rule.Priority = 0x53a, &mask, unix.RT_TABLE_MAIN, 7
+		rule.Family = map[int]int{4: unix.AF_INET, 6: unix.AF_INET6}[family]
+		e.must(from.Do(func() error { return netlink.RuleAdd(rule) }))
+		wire := e.wire(marker)
+		for i, daemon := range d {
+			e.reloads(daemon, "pods", "ok", func() {
+				e.replace(daemon.Node, "pods.yaml", e.text("pods", []podEntry{entryOf(e.Pod(i+1, 1)), entryOf(e.Pod(i+1, 2))}))
+			})
+		}
+		e.settled(d[1], 2)
+		e.must(lab.Until(e.ctx, "the failure is said", func() error {
+			if log := d[0].LogTail(20); !strings.Contains(log, "pod is not enrolled") || !strings.Contains(log, "the mark 0x53a leads to") {
+				return errors.New("it is not in the log")
+			}
+			return nil
+		}))
+		if err := e.try(from, app.Addr(family)); !isRefused(err) {
+			t.Errorf("a pod whose probe has failed: %v, want it refused", err)
+		}
+		if n, _ := wire.Count(func(s capture.Segment) bool { return s.Between(lab.PodCIDRs()...) && !s.Port(hbonePort) }); n != 0 {
+			t.Errorf("%d segments have left the pod", n)
+		}
+		e.must(from.Do(func() error { return netlink.RuleDel(rule) })) // the control
+		e.settled(d[0], 2)
+		e.must(e.call(from, app.Addr(family)))
+		if n := e.sum(d[0], "culvert_redirect_decisions_total", "decision", "steer_probe"); n < 4 {
+			t.Errorf("%v probes have arrived, want one for each family of two pods", n)
+		}
+		e.line(d[0], "outbound", app.Addr(family))
+		if log, err := os.ReadFile(filepath.Join(d[0].Node.Dir, "access.log")); err != nil || strings.Contains(string(log), `:9"`) {
+			t.Errorf("probes are in the access log (%v):\n%s", err, log)
+		}
 	})
 }
