@@ -139,6 +139,11 @@ func first(cfg Config) error {
 // begun says whether there is a root; one that is missing beside the other files
 // is an error.
 func begun(cfg Config) (bool, error) {
+	if there, err := exists(cfg.Dir); err == nil && there {
+		if err := checkDir(cfg.Dir); err != nil {
+			return false, err
+		}
+	}
 	rootFile := filepath.Join(cfg.Dir, rootCert)
 	there, err := exists(rootFile)
 	if err != nil || there {
