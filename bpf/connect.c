@@ -40,15 +40,6 @@ struct {
 	__type(value, __u32);
 } own_sockets SEC(".maps");
 
-/* Loads of a context or a socket, whose fields may be read one by one only. */
-#define set6(a, ip6)                                                                                         \
-	do {                                                                                                 \
-		(a)->w[0] = (ip6)[0];                                                                        \
-		(a)->w[1] = (ip6)[1];                                                                        \
-		(a)->w[2] = (ip6)[2];                                                                        \
-		(a)->w[3] = (ip6)[3];                                                                        \
-	} while (0)
-
 static __always_inline enum decision decide(const struct pod *pod, const struct address *dst)
 {
 	const __u32 *known;
@@ -129,23 +120,21 @@ static __always_inline int is_served(__u64 cookie, const struct address *dst)
 	return 1;
 }
 
-static __always_inline void report(struct bpf_sock_addr *ctx, enum decision d, __u64 cookie, const struct pod *pod,
-				   const struct address *dst)
+static __always_inline void report(struct bpf_sock_addr *ctx, enum decision d, __u64 cookie,
+				   const struct pod *pod, const struct address *dst)
 {
-	struct event *e = begin(d, cookie);
+	struct event e = {.cookie = cookie, .decision = d};
 
-	if (!e)
-		return;
-	e->uid = bpf_get_current_uid_gid();
-	e->src = is4(dst) ? pod->v4 : pod->v6;
-	e->dst = *dst;
-	e->dport = bpf_ntohs(ctx->user_port);
-	bpf_get_current_comm(e->comm, sizeof(e->comm));
-	tell(e);
+	e.uid = bpf_get_current_uid_gid();
+	e.src = is4(dst) ? pod->v4 : pod->v6;
+	e.dst = *dst;
+	e.dport = bpf_ntohs(ctx->user_port);
+	bpf_get_current_comm(e.comm, sizeof(e.comm));
+	tell(&e);
 }
 
-static __always_inline int refuse(struct bpf_sock_addr *ctx, enum decision d, __u64 cookie, const struct pod *pod,
-				  const struct address *dst)
+static __always_inline int refuse(struct bpf_sock_addr *ctx, enum decision d, __u64 cookie,
+				  const struct pod *pod, const struct address *dst)
 {
 	count(d);
 	report(ctx, d, cookie, pod, dst);
@@ -213,7 +202,7 @@ int capture6(struct bpf_sock_addr *ctx)
 {
 	struct address dst;
 
-	set6(&dst, ctx->user_ip6);
+	read6(&dst, ctx->user_ip6);
 	return capture(ctx, &dst);
 }
 
@@ -235,8 +224,8 @@ int capture6(struct bpf_sock_addr *ctx)
 SEC("cgroup/setsockopt")
 int keep(struct bpf_sockopt *ctx)
 {
+	struct event e = {.decision = DECISION_OPTION_REFUSED};
 	struct bpf_sock *sk = ctx->sk;
-	struct event *e;
 	__u64 cookie;
 
 	if (ctx->optlen > MAX_OPTION)
@@ -253,19 +242,17 @@ int keep(struct bpf_sockopt *ctx)
 	if (bpf_sk_storage_get(&own_sockets, sk, NULL, 0))
 		return PASS;
 	count(DECISION_OPTION_REFUSED);
-	e = begin(DECISION_OPTION_REFUSED, cookie);
-	if (e) {
-		if (sk->family == AF_INET) {
-			set4(&e->src, sk->src_ip4);
-			set4(&e->dst, sk->dst_ip4);
-		} else {
-			set6(&e->src, sk->src_ip6);
-			set6(&e->dst, sk->dst_ip6);
-		}
-		e->sport = sk->src_port;
-		e->dport = bpf_ntohs(sk->dst_port);
-		tell(e);
+	e.cookie = cookie;
+	if (sk->family == AF_INET) {
+		set4(&e.src, READ(sk->src_ip4));
+		set4(&e.dst, READ(sk->dst_ip4));
+	} else {
+		read6(&e.src, sk->src_ip6);
+		read6(&e.dst, sk->dst_ip6);
 	}
+	e.sport = sk->src_port;
+	e.dport = bpf_ntohs(sk->dst_port);
+	tell(&e);
 	return REFUSE;
 }
 

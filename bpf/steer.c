@@ -96,16 +96,14 @@ static __always_inline int from_lo(struct bpf_sk_lookup *ctx, int v6, const stru
 static __always_inline int refuse(struct bpf_sk_lookup *ctx, const struct address *local,
 				  const struct address *remote)
 {
-	struct event *e = begin(DECISION_STRICT_REFUSED, cookie);
+	struct event e = {.cookie = cookie, .decision = DECISION_STRICT_REFUSED};
 
 	count(DECISION_STRICT_REFUSED);
-	if (e) {
-		e->src = *remote;
-		e->dst = *local;
-		e->sport = bpf_ntohs(ctx->remote_port);
-		e->dport = ctx->local_port;
-		tell(e);
-	}
+	e.src = *remote;
+	e.dst = *local;
+	e.sport = bpf_ntohs(ctx->remote_port);
+	e.dport = ctx->local_port;
+	tell(&e);
 	return SK_DROP;
 }
 
@@ -147,25 +145,6 @@ static __always_inline int from_device(struct bpf_sk_lookup *ctx, int v6, const 
 		return refuse(ctx, local, remote);
 	return pass(DECISION_STEER_OTHER_ADDRESS, ctx->local_port);
 }
-
-/*
- * Loads where it stands. The compiler would join the loads of both families and
- * choose between two addresses in ctx, which the verifier does not take.
- */
-#define READ(field)                                                                                          \
-	({                                                                                                   \
-		__u32 v = (field);                                                                           \
-		asm volatile("" : "+r"(v));                                                                  \
-		v;                                                                                           \
-	})
-
-#define read6(a, ip6)                                                                                        \
-	do {                                                                                                 \
-		(a)->w[0] = READ((ip6)[0]);                                                                  \
-		(a)->w[1] = READ((ip6)[1]);                                                                  \
-		(a)->w[2] = READ((ip6)[2]);                                                                  \
-		(a)->w[3] = READ((ip6)[3]);                                                                  \
-	} while (0)
 
 SEC("sk_lookup")
 int steer(struct bpf_sk_lookup *ctx)
