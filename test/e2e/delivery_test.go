@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/capture"
@@ -204,6 +206,93 @@ func TestDeliveryTriesAnotherPort(t *testing.T) {
 		if n := e.sum(d[1], retries) - before; n != 0 {
 			t.Errorf("control: %v more tries for a connection that is answered", n)
 		}
+	})
+}
+
+// mirrors are plaintext connections of one client to one application, from ports of
+// deliveries' range: so many that of as many deliveries as there are to be some
+// would meet one if they were not avoided. (Of 22,528 ports 300 are avoided 1,600
+// times: by chance with a probability of e^-21.)
+const (
+	mirrors    = 300
+	deliveries = 1600
+)
+
+// mirror opens them, and holds them.
+func (e *env) mirror(from *lab.Pod, to netip.AddrPort) {
+	e.t.Helper()
+	local := from.V4
+	if to.Addr().Is6() {
+		local = from.V6
+	}
+	for port, held := uint16(10240), 0; held < mirrors; port += 37 {
+		if port > 32767-37 {
+			e.t.Fatalf("%d plaintext connections, want %d", held, mirrors)
+		}
+		ctx, cancel := context.WithTimeout(e.ctx, scaled(time.Second))
+		c, err := from.DialWith(ctx, &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, port))}, to)
+		cancel()
+		if isTimeout(err) || errors.Is(err, context.DeadlineExceeded) {
+			continue // it has met the delivery of one before it: a known limit
+		}
+		e.must(err)
+		e.t.Cleanup(func() { c.Close() })
+		e.must(exchange(c, "plain")) // the control: it is served
+		held++
+	}
+}
+
+// TestMirroredTuple: deliveries do not meet a client's live plaintext connections,
+// neither those from before the enrolment nor those that are let in. That they
+// would go unanswered is shown in redirect.
+func TestMirroredTuple(t *testing.T) {
+	t.Run("kept", func(t *testing.T) {
+		families(t, func(t *testing.T, family int) {
+			e := setup(t)
+			client, server := e.Pod(1, 1), e.Pod(2, 1)
+			app, err := server.Echo(8080)
+			e.must(err)
+			e.mirror(client, app.Addr(family))
+			d := e.start(lab.DaemonConfig{})
+			e.until("they are seen", func() error {
+				if n := e.sum(d[1], "culvert_existing_connections"); n < mirrors {
+					return fmt.Errorf("%v, want %d", n, mirrors)
+				}
+				return nil
+			})
+			for range deliveries {
+				e.must(e.call(client, app.Addr(family)))
+			}
+			if n := e.sum(d[1], retries); n != 0 {
+				t.Errorf("%v of %d deliveries went unanswered", n, deliveries)
+			}
+		})
+	})
+	t.Run("permissive", func(t *testing.T) {
+		e, d := permissive(t)
+		stranger, server := e.Pod(1, 3), e.Pod(2, 1)
+		app, err := server.Echo(8080)
+		e.must(err)
+		svid := e.svid(e.authority(), stranger.Identity())
+		families(t, func(t *testing.T, family int) {
+			e := e.in(t)
+			e.mirror(stranger, app.Addr(family))
+			s, err := e.session(stranger, server.Addr(family), peerTLS(svid))
+			e.must(err)
+			for range deliveries {
+				e.must(s.SetDeadline(time.Now().Add(patience())))
+				a, err := s.connect(marker, app.Addr(family))
+				if err == nil && a.status != 200 {
+					err = fmt.Errorf("status %d (%s)", a.status, a.reason)
+				}
+				e.must(err)
+				e.must(s.expect(a.stream, marker))
+				e.must(s.WriteRSTStream(a.stream, http2.ErrCodeCancel))
+			}
+			if n := e.sum(d[1], retries); n != 0 {
+				t.Errorf("%v of %d deliveries went unanswered", n, deliveries)
+			}
+		})
 	})
 }
 
