@@ -50,7 +50,7 @@ var wrongAuthorities = []badFile{
 	}},
 	{name: "a link to nowhere for the folder", make: func(dir string) error { return errors.Join(os.RemoveAll(dir), os.Symlink("nowhere", dir)) }},
 	{name: "the folder with mode 0777", make: func(dir string) error { return os.Chmod(dir, 0o777) }},
-	{name: "root.pem absent", make: without("root.pem")},
+	{name: "root.pem absent", make: without("root.pem"), when: atStart}, // later it is told in other words
 	{name: "root.pem empty", make: holds("root.pem", nil)},
 	{name: "root.pem without PEM", make: holds("root.pem", []byte("hello\n"))},
 	{name: "root.pem cut off", make: change("root.pem", cut)},
