@@ -76,16 +76,11 @@ func (n *Node) warnOf(hook string, id ebpf.ProgramID) {
 	if known {
 		return
 	}
-	prog, err := ebpf.NewProgramFromID(id)
-	if err != nil {
-		return // gone
-	}
-	defer prog.Close()
-	info, err := prog.Info()
-	if err != nil || slices.Contains(ownPrograms, info.Name) {
+	name, err := programName(id)
+	if err != nil || slices.Contains(ownPrograms, name) { // gone, or no matter
 		return
 	}
 	n.cfg.Logger.Warn("another program runs after ours when a pod connects: a load balancer in sockets would send it elsewhere than was decided",
-		"hook", hook, "program", info.Name, "id", uint32(id), "cgroup", n.cgroupDir,
+		"hook", hook, "program", name, "id", uint32(id), "cgroup", n.cgroupDir,
 		"hint", "have it leave pods' namespaces alone; Cilium: socketLB.hostNamespaceOnly=true")
 }

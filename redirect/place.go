@@ -109,7 +109,7 @@ func makePinDir(cfg Config) (string, error) {
 	if err := os.MkdirAll(filepath.Join(dir, podsDir), 0o700); err != nil {
 		return "", fmt.Errorf("make pin directory: %w", err)
 	}
-	return dir, nil
+	return dir, pinRunDir(dir, cfg.RunDir)
 }
 
 // otherLayouts refuses pins of another layout: what they attach would go on

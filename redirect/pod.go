@@ -68,7 +68,8 @@ type Pod struct {
 // from outside reaches the pod's primary addresses but the tunnel's own
 // listener. Outgoing connections are captured after Enrol. It waits, as long as
 // ctx and setUpWait allow, for an address that is not usable yet. A pod that an
-// earlier process has left is taken over; when that fails it stays refused.
+// earlier process has left is taken over; when that fails it stays refused. One
+// that another instance on the machine has is refused, and left as it is.
 func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
 	p := &Pod{n: n, cfg: cfg, dir: n.podPins(cfg.Name)}
 	defer func() {
@@ -107,10 +108,13 @@ func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
 	if err := p.await(ctx); err != nil {
 		return nil, err
 	}
-	if err := cfg.NS.Do(p.setUp); err != nil {
-		return nil, err
-	}
-	if err := p.attach(); err != nil {
+	err = p.alone(func() error {
+		if err := cfg.NS.Do(p.setUp); err != nil {
+			return err
+		}
+		return p.attach()
+	})
+	if err != nil {
 		return nil, err
 	}
 	return p, nil

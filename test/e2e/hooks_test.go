@@ -178,3 +178,37 @@ func TestEnrolmentIsProbed(t *testing.T) {
 		}
 	})
 }
+
+// TestTwoInstances: of two daemons that list the same namespace the first has it;
+// the other says whose it is, changes nothing, and has it once it is free.
+func TestTwoInstances(t *testing.T) {
+	e, d := mesh(t)
+	shared := e.Pod(1, 2)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	traffic := e.steady(shared, app.Addr(4))
+	before := e.Nodes[0].State(shared)
+	both := []podEntry{entryOf(e.Pod(2, 1)), entryOf(e.Pod(2, 2)), entryOf(shared)}
+	e.reloads(d[1], "pods", "ok", func() { e.replace(d[1].Node, "pods.yaml", e.text("pods", both)) })
+	e.must(lab.Until(e.ctx, "the refusal is said", func() error {
+		if log := d[1].LogTail(20); !strings.Contains(log, "enrolled by another instance") || !strings.Contains(log, "run directory: "+d[0].RunDir()) {
+			return errors.New("it is not in the log")
+		}
+		if n := e.sum(d[1], "culvert_pods", "state", "enrolling"); n != 1 {
+			return fmt.Errorf("%v pods are enrolling", n)
+		}
+		return nil
+	}))
+	traffic.stop(t)
+	if after := e.Nodes[0].State(shared); after != before {
+		t.Errorf("the namespace has changed:\n%s\nit was:\n%s", after, before)
+	}
+	e.setPods(d[0], entryOf(e.Pod(1, 1)))
+	e.settled(d[1], 3) // the control
+	wire := e.wire(marker)
+	e.must(e.call(shared, app.Addr(6)))
+	e.line(d[1], "outbound", app.Addr(6))
+	if wire.Seen(0) != 0 || outside(wire) != 0 {
+		t.Error("the second one does not carry it")
+	}
+}

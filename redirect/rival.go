@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// steerProgram is the name of the lookup program, by which another instance's is
+// known.
+const steerProgram = "steer"
+
+// runPin is a symbolic link beside an instance's pins, to its run directory: what
+// the name of the directory, a hash, does not tell.
+const runPin = "run"
+
+func pinRunDir(dir, runDir string) error {
+	if err := os.Symlink(runDir, filepath.Join(dir, runPin)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("note the run directory beside the pins: %w", err)
+	}
+	return nil
+}
+
+// alone sets the pod up by f unless another instance has: with two, what one
+// releases is the other's too, rules and sysctls among it. The namespace itself
+// is locked meanwhile, by its inode, so that of two that begin at once one is
+// first.
+func (p *Pod) alone(f func() error) error {
+	if err := unix.Flock(p.cfg.NS.FD(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return errors.New("another instance of ztunnel is enrolling its namespace")
+		}
+		return fmt.Errorf("lock its namespace: %w", err)
+	}
+	err := p.checkRivals()
+	if err == nil {
+		err = f()
+	}
+	if uerr := unix.Flock(p.cfg.NS.FD(), unix.LOCK_UN); uerr != nil {
+		err = errors.Join(err, fmt.Errorf("unlock its namespace: %w", uerr))
+	}
+	return err
+}
+
+// checkRivals looks for a lookup program in the namespace that is not pinned as
+// one of ours. That of a process that has ended before it was pinned goes with
+// the process.
+func (p *Pod) checkRivals() error {
+	found, err := link.QueryPrograms(link.QueryOptions{Target: p.cfg.NS.FD(), Attach: attachLookup})
+	if err != nil {
+		return fmt.Errorf("look at the namespace's lookup programs: %w", err)
+	}
+	if len(found.Programs) == 0 {
+		return nil
+	}
+	var own []ebpf.ProgramID
+	dirs := []string{p.dir}
+	for _, old := range p.before {
+		dirs = append(dirs, p.n.podPins(old.Name))
+	}
+	for _, dir := range dirs {
+		id, err := pinnedProgram(filepath.Join(dir, steerPin))
+		if err == nil {
+			own = append(own, id)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for _, prog := range found.Programs {
+		if slices.Contains(own, prog.ID) {
+			continue
+		}
+		if name, err := programName(prog.ID); err != nil || name != steerProgram {
+			continue // gone; or somebody else's, who steers other sockets
+		}
+		where := p.n.runDirOf(prog.ID)
+		if where == "" {
+			where = "not known"
+		}
+		return fmt.Errorf("its namespace is enrolled by another instance of ztunnel (run directory: %s): take it off that one's pods; if it does not run any more, run `ztunnel cleanup` with its configuration", where)
+	}
+	return nil
+}
+
+func programName(id ebpf.ProgramID) (string, error) {
+	prog, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return "", err
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return "", err
+	}
+	return info.Name, nil
+}
+
+func pinnedProgram(pin string) (ebpf.ProgramID, error) {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return 0, fmt.Errorf("look at %s: %w", pin, err)
+	}
+	defer l.Close()
+	return programOf(l)
+}
+
+// runDirOf finds the instance that has pinned a lookup program, in the same
+// bpffs; "": not there.
+func (n *Node) runDirOf(id ebpf.ProgramID) string {
+	pins, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(n.pins))), "culvert", "*", "*", podsDir, "*", steerPin))
+	if err != nil {
+		return ""
+	}
+	for _, pin := range pins {
+		if have, err := pinnedProgram(pin); err != nil || have != id {
+			continue
+		}
+		dir, err := os.Readlink(filepath.Join(pin, "../../..", runPin))
+		if err != nil {
+			return ""
+		}
+		return dir
+	}
+	return ""
+}
