@@ -3,7 +3,9 @@
 package tunnel
 
 import (
-	"log/slog"
+	"errors"
+	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -15,35 +17,120 @@ import (
 // acceptShare is how many connections a listener's turn takes.
 const acceptShare = 64
 
-// acceptPause is how long a listener rests when descriptors have run out.
+// acceptPause is how long a listener rests when it can neither take connections
+// nor refuse them.
 const acceptPause = 100 * time.Millisecond
+
+// shortSaid is how often the log says that descriptors have run out.
+const shortSaid = 10 * time.Second
+
+// errNoDescriptors is why a connection is refused that has none.
+var errNoDescriptors = errors.New("the daemon has no descriptors left (RLIMIT_NOFILE)")
+
+// keptDescriptors is how many descriptors are no connection's: with them files are
+// read, and metrics and the admin socket answer, when the others have run out. Of
+// a low limit it is an eighth.
+const keptDescriptors = 64
+
+// topDescriptor is the number from which on descriptors are kept: the kernel gives
+// the lowest that is free.
+func topDescriptor() (int, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("read the limit of open files: %w", err)
+	}
+	n := int(min(limit.Cur, math.MaxInt32))
+	return n - min(keptDescriptors, n/8), nil
+}
+
+// scarce reports whether a connection is not to have this descriptor.
+func (t *Tunnel) scarce(fd int) bool { return fd >= t.top }
 
 // acceptor is a listener on a loop.
 type acceptor struct {
 	w        *worker
 	fd       int
 	accepted func(fd int)
-	log      *slog.Logger
+	full     func(fd int) // ends one that there is no descriptor for
+	closed   bool
+}
+
+// close closes the listener. What a pause has put off is not done any more: the
+// number may be another's by then.
+func (a *acceptor) close() {
+	a.closed = true
+	a.w.Loop.Close(a.fd)
 }
 
 // Ready is the loop's.
 func (a *acceptor) Ready(loop.Events) {
+	if a.closed {
+		return
+	}
 	for range acceptShare {
 		fd, e := loop.Accept(a.fd)
+		if e == unix.EMFILE || e == unix.ENFILE {
+			// Not all are the tunnel's. What waits has connected already, and
+			// would wait for as long as it takes: refuse it now, by the one
+			// that is kept for that. Who is faster may take it, too.
+			a.w.spare.release()
+			if fd, e = loop.Accept(a.fd); e == 0 {
+				a.refuse(fd)
+			}
+			a.w.spare.hold()
+		} else if e == 0 {
+			if a.w.t.scarce(fd) {
+				a.refuse(fd)
+			} else {
+				a.accepted(fd)
+			}
+		}
 		switch e {
 		case 0:
-			a.accepted(fd)
 		case unix.EAGAIN, unix.EBADF, unix.EINVAL:
 			return
 		default:
-			// Out of descriptors or memory: what waits is in the queue,
-			// and no edge will tell of it again.
-			a.log.Error("accept connection", "err", e, "hint", "raise the limit of open files (LimitNOFILE)")
+			// What waits is in the queue, and no edge will tell of it again.
 			a.w.Loop.After(acceptPause, func() { a.Ready(0) })
 			return
 		}
 	}
 	a.w.Loop.Again(a)
+}
+
+// refuse ends a connection that is to have no descriptor.
+func (a *acceptor) refuse(fd int) {
+	t, w := a.w.t, a.w
+	if now := w.Loop.Now(); now.Sub(w.shortSaid) >= shortSaid {
+		w.shortSaid = now
+		t.cfg.Logger.Error("out of descriptors: new connections are refused until there are some", "limit", t.top, "hint", "raise the limit of open files (RLIMIT_NOFILE, LimitNOFILE)")
+	}
+	t.limits.descriptors.Add(1)
+	a.full(fd)
+}
+
+// spare is a descriptor that a loop keeps for when there are no others.
+type spare struct {
+	fd   int
+	held bool
+}
+
+// hold takes one, if it can and has none.
+func (s *spare) hold() {
+	if s.held {
+		return
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err == nil {
+		s.fd, s.held = fd, true
+	}
+}
+
+func (s *spare) release() {
+	if s.held {
+		unix.Close(s.fd)
+		s.held = false
+	}
 }
 
 // addr converts a socket address, v4-mapped ones to IPv4.

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -83,6 +84,20 @@ func (p *Pod) capture(fd int) {
 	} else if !home.Loop.Post(take) {
 		o.refuse(fd, telemetry.ReasonDraining, errClosed.Error())
 	}
+}
+
+// captureNone refuses a connection that the pod opened, for want of descriptors.
+func (p *Pod) captureNone(fd int) {
+	dst, src, ok := ends(fd)
+	if !ok {
+		unix.Close(fd)
+		return
+	}
+	o := &outbound{pod: p, src: src, dst: dst, start: time.Now(), trace: newTrace()}
+	if peer, ok := p.t.cfg.Snapshots.Load().Workloads.ByAddr(dst.Addr()); ok {
+		o.peer = peer
+	}
+	o.refuse(fd, telemetry.ReasonLimit, errNoDescriptors.Error())
 }
 
 // outbound is one connection that a pod opened: the owner of its relay.
@@ -288,6 +303,11 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 	fd, err := k.pod.Sockets.Dial(k.dst)
 	if err != nil {
 		return nil, err
+	}
+	if t.scarce(fd) {
+		unix.Close(fd)
+		t.limits.descriptors.Add(1)
+		return nil, fmt.Errorf("%w: %w", errNoDescriptors, unix.EMFILE)
 	}
 	remote := netip.AddrPortFrom(k.dst, HBONEPort)
 	c, err := connect(ctx, fd, remote, t.cfg.ConnectTimeout)

@@ -99,10 +99,8 @@ func (d *delivery) start() {
 			case err == nil:
 				d.deliver(fd)
 			case d.over || d.to.gone():
-			case !d.to.holds():
-				d.to.undeliverable(telemetry.ReasonLimit, err.Error())
-			default: // what was sent may still be answered
-				d.await()
+			default:
+				d.without(err)
 			}
 		})
 		if !posted && err == nil {
@@ -111,9 +109,24 @@ func (d *delivery) start() {
 	})
 }
 
+// without goes on where there is no socket for another try.
+func (d *delivery) without(err error) {
+	if !d.to.holds() {
+		d.to.undeliverable(telemetry.ReasonLimit, err.Error())
+		return
+	}
+	d.await() // what was sent may still be answered
+}
+
 func (d *delivery) deliver(fd int) {
 	if d.over || d.to.gone() || !d.to.drop() {
 		unix.Close(fd) // too late, or the answer has come
+		return
+	}
+	if t := d.pod.t; t.scarce(fd) {
+		unix.Close(fd)
+		t.limits.descriptors.Add(1)
+		d.without(errNoDescriptors)
 		return
 	}
 	err := d.pod.Sockets.Deliver(fd, d.client, d.dst, d.pod.tuples.avoid(d.client, d.dst))

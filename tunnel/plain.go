@@ -54,7 +54,7 @@ func (p *Pod) ServePlain(fd int) error {
 			return fmt.Errorf("set keepalive of the listener for plaintext: %w", err)
 		}
 	}
-	return p.serve(fd, p.acceptPlain)
+	return p.serve(fd, p.acceptPlain, p.plainNone)
 }
 
 // acceptPlain takes a connection in plaintext. It runs on the loop of the pod's
@@ -88,6 +88,18 @@ func (p *Pod) acceptPlain(fd int) {
 		c.leave()
 		c.refuse(fd, telemetry.ReasonDraining, errClosed.Error())
 	}
+}
+
+// plainNone refuses a connection in plaintext, for want of descriptors.
+func (p *Pod) plainNone(fd int) {
+	dst, src, ok := ends(fd)
+	if !ok {
+		unix.Close(fd)
+		return
+	}
+	c := &plain{pod: p, src: src, dst: dst, start: time.Now()}
+	c.peer, _ = p.t.cfg.Snapshots.Load().Workloads.ByAddr(src.Addr())
+	c.refuse(fd, telemetry.ReasonLimit, errNoDescriptors.Error())
 }
 
 // plain is one connection in plaintext: the owner of its pipe.

@@ -55,6 +55,16 @@ func (p *Pod) acceptPeer(fd int) {
 	}
 }
 
+// acceptNone refuses a connection to the pod's HBONE port, for want of
+// descriptors.
+func (p *Pod) acceptNone(fd int) {
+	_, remote, ok := ends(fd)
+	refuse(fd)
+	if ok {
+		p.t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, &identity.Failure{Reason: identity.ReasonTimeout, Detail: errNoDescriptors.Error()})
+	}
+}
+
 // greet shakes hands with a peer and gives the session to a loop. It reports
 // whether src is the session's from then on.
 func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort, src *source) bool {

@@ -117,7 +117,7 @@ func (s *sources) part(src *source) {
 
 // limits counts what was refused or ended for a bound on peers.
 type limits struct {
-	handshakes, sourceHandshakes, sessions, streams, queued, calm, unread atomic.Uint64
+	handshakes, sourceHandshakes, sessions, streams, queued, calm, unread, descriptors atomic.Uint64
 }
 
 // Limits has the names of the bounds that are counted, with how often each was
@@ -132,6 +132,7 @@ func (t *Tunnel) Limits() map[string]uint64 {
 		"queued":            l.queued.Load(),
 		"calm":              l.calm.Load(),
 		"unread":            l.unread.Load(),
+		"descriptors":       l.descriptors.Load(),
 	}
 }
 

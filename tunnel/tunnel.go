@@ -108,6 +108,7 @@ type Tunnel struct {
 	workers []*worker
 	seed    maphash.Seed
 	spread  atomic.Uint32 // gives server sessions to the loops in turn
+	top     int           // descriptors from this number on are no connection's
 	budget  *relay.Budget
 	sources *sources
 	limits  limits
@@ -134,6 +135,9 @@ type worker struct {
 	inbound map[*inboundTrunk]struct{}
 	plain   map[*plain]struct{}
 	lives   lives
+
+	spare     spare     // for the listeners
+	shortSaid time.Time // that descriptors have run out
 }
 
 var errClosed = errors.New("tunnel is closing")
@@ -157,6 +161,10 @@ func New(cfg Config) (*Tunnel, error) {
 	if cfg.Memory == 0 {
 		cfg.Memory = min(relay.DefaultMemory, debug.SetMemoryLimit(-1)/memoryPart)
 	}
+	var err error
+	if t.top, err = topDescriptor(); err != nil {
+		return nil, err
+	}
 	t.budget = relay.NewBudget(cfg.Memory, t.shed)
 	t.sources = newSources(t.budget, &t.limits)
 	t.plain.most = mostPlain()
@@ -168,6 +176,7 @@ func New(cfg Config) (*Tunnel, error) {
 			return nil, fmt.Errorf("make event loop %d: %w", i, err)
 		}
 		w := &worker{Worker: relay.NewWorker(l, t.budget), t: t, index: i, entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}, inbound: map[*inboundTrunk]struct{}{}, plain: map[*plain]struct{}{}}
+		w.spare.hold()
 		t.workers = append(t.workers, w)
 		t.loops.Go(l.Run)
 	}
@@ -189,6 +198,9 @@ func (t *Tunnel) Close() {
 		w.Loop.Stop()
 	}
 	t.loops.Wait()
+	for _, w := range t.workers {
+		w.spare.release()
+	}
 }
 
 func (w *worker) closeAll() {
@@ -236,9 +248,9 @@ type Pod struct {
 	cancel context.CancelCauseFunc
 	tasks  sync.WaitGroup // handshakes and dials
 
-	mu    sync.Mutex          // guards what follows, and that none of tasks begins once it is gone
-	fds   []int               // listeners, owned by w's loop
-	named map[uint64]struct{} // cookies of listeners with a mark of their own
+	mu        sync.Mutex          // guards what follows, and that none of tasks begins once it is gone
+	listeners []*acceptor         // owned by w's loop
+	named     map[uint64]struct{} // cookies of listeners with a mark of their own
 }
 
 // AddPod makes a pod known. Remove takes it away.
@@ -265,19 +277,21 @@ func (p *Pod) start(task func()) bool {
 }
 
 // ServeOutbound takes over a listener for what the pod opens.
-func (p *Pod) ServeOutbound(fd int) error { return p.serve(fd, p.capture) }
+func (p *Pod) ServeOutbound(fd int) error { return p.serve(fd, p.capture, p.captureNone) }
 
 // ServeHBONE takes over a listener for what peers send the pod.
-func (p *Pod) ServeHBONE(fd int) error { return p.serve(fd, p.acceptPeer) }
+func (p *Pod) ServeHBONE(fd int) error { return p.serve(fd, p.acceptPeer, p.acceptNone) }
 
-// serve registers a listener on the pod's loop and waits until it is.
-func (p *Pod) serve(fd int, accepted func(fd int)) error {
+// serve registers a listener on the pod's loop and waits until it is. full ends
+// connections while there are no descriptors.
+func (p *Pod) serve(fd int, accepted, full func(fd int)) error {
 	done := make(chan error, 1)
 	if !p.w.Loop.Post(func() {
-		err := p.w.Loop.Register(fd, &acceptor{w: p.w, fd: fd, accepted: accepted, log: p.t.cfg.Logger})
+		a := &acceptor{w: p.w, fd: fd, accepted: accepted, full: full}
+		err := p.w.Loop.Register(fd, a)
 		if err == nil {
 			p.mu.Lock()
-			p.fds = append(p.fds, fd)
+			p.listeners = append(p.listeners, a)
 			p.mu.Unlock()
 		}
 		done <- err
@@ -298,8 +312,8 @@ const removeRounds = 4
 func (p *Pod) Remove() {
 	p.mu.Lock()
 	p.gone.Store(true)
-	fds := p.fds
-	p.fds = nil
+	listeners := p.listeners
+	p.listeners = nil
 	p.mu.Unlock()
 	p.cancel(errPodGone)
 	p.tasks.Wait()
@@ -310,10 +324,10 @@ func (p *Pod) Remove() {
 			if !w.Loop.Post(func() {
 				defer wait.Done()
 				if w == p.w {
-					for _, fd := range fds {
-						w.Loop.Close(fd)
+					for _, l := range listeners {
+						l.close()
 					}
-					fds = nil
+					listeners = nil
 				}
 				w.removePod(p)
 			}) {
