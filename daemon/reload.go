@@ -46,6 +46,7 @@ type files struct {
 	// destinations are those of the snapshot in force.
 	destinations map[netip.Addr]redirect.Destination
 	changed      func() // they have changed; it does not wait
+	pending      pending
 }
 
 // readFiles reads the files for the first time. Nothing is in force before
@@ -114,7 +115,7 @@ func (f *files) takeWorkloads(data []byte, err error) error {
 	if err != nil {
 		return err
 	}
-	return f.change(table, f.rules)
+	return f.put("workloads", table, f.rules)
 }
 
 func (f *files) takePolicy(data []byte, err error) error {
@@ -124,7 +125,7 @@ func (f *files) takePolicy(data []byte, err error) error {
 	if err != nil {
 		return err
 	}
-	return f.change(f.table, rules)
+	return f.put("policy", f.table, rules)
 }
 
 // change puts a new state in force. The kernel's maps and the snapshot cannot
@@ -142,7 +143,8 @@ func (f *files) takePolicy(data []byte, err error) error {
 //     before the snapshot, connections would go in plaintext to an address that
 //     the snapshot in force says is carried, or be taken that it does not let in.
 //
-// A failure before the snapshot puts the maps back. The caller holds mu.
+// A failure before the snapshot puts the maps back. One after it leaves them
+// stricter than the snapshot, and is noted as pending. The caller holds mu.
 func (f *files) change(table *workload.Table, rules *policy.Set) error {
 	next := destinations(table)
 	f.modes.Lock()
@@ -157,6 +159,7 @@ func (f *files) change(table *workload.Table, rules *policy.Set) error {
 	f.store.Publish(table, rules)
 	f.destinations = next
 	err := errors.Join(f.node.SetDestinations(next), f.modes.settle(rules))
+	f.pending.settle = err != nil
 	if f.changed != nil {
 		f.changed()
 	}
@@ -231,12 +234,12 @@ func (f *files) watch(ctx context.Context, r *reports) {
 		if data, changed, err := f.workloads.Changed(); changed {
 			r.say("workloads", f.takeWorkloads(data, err))
 		}
-		if f.policy == nil {
-			continue
+		if f.policy != nil {
+			if data, changed, err := f.policy.Changed(); changed {
+				r.say("policy", f.takePolicy(data, err))
+			}
 		}
-		if data, changed, err := f.policy.Changed(); changed {
-			r.say("policy", f.takePolicy(data, err))
-		}
+		f.retry(time.Now(), r)
 	}
 }
 

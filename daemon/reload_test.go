@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,11 +29,15 @@ type fakeMaps struct {
 	now     map[netip.Addr]redirect.Destination
 	history []string
 	full    bool // refuses what is new
+	failing int  // the call that fails: 1 is the next one
 }
 
 func (m *fakeMaps) SetDestinations(want map[netip.Addr]redirect.Destination) error {
 	if m.full && len(want) > len(m.now) {
 		return errors.New("the map is full")
+	}
+	if m.failing--; m.failing == 0 {
+		return errors.New("the map cannot be changed")
 	}
 	m.now = maps.Clone(want)
 	m.history = append(m.history, fmt.Sprintf("snapshot %d: %s", m.f.store.Load().Version, describe(want)))
@@ -215,5 +220,57 @@ func TestPlainPortsAreNeverLooserThanTheSnapshot(t *testing.T) {
 				t.Errorf("of a pod that has left: %v", err)
 			}
 		})
+	}
+}
+
+// What the kernel's maps could not take is tried again, without a further change
+// of the file; a change of the other file is not held up by it.
+func TestWhatTheMapsRefuseIsTriedAgain(t *testing.T) {
+	f, m, dir := newFiles(t, "workloads:\n"+a)
+	registry := prometheus.NewRegistry()
+	r := newReports(slog.New(slog.DiscardHandler), registry, "workloads", "policy")
+	m.full = true
+	write(t, filepath.Join(dir, "w.yaml"), "workloads:\n"+a+b)
+	r.say("workloads", f.takeWorkloads(f.workloads.Read()))
+	now := time.Now()
+	tries := func(d time.Duration) { now = now.Add(d); f.retry(now, r) }
+	tries(0) // not yet
+	tries(2 * againAfter)
+	if got := f.store.Load().Version; got != 1 {
+		t.Errorf("snapshot %d is in force", got)
+	}
+	if err := f.takePolicy(f.policy.Read()); err != nil {
+		t.Errorf("the other file: %v", err)
+	}
+	m.full = false
+	tries(againAfter) // one try has failed: not before twice that
+	if got := describe(m.now); got != "10.0.0.1 hbone" {
+		t.Errorf("the maps hold %s", got)
+	}
+	tries(2 * againAtMost)
+	if got := describe(m.now); got != "10.0.0.1 hbone, 10.0.0.2 hbone" || f.store.Load().Version != 3 {
+		t.Errorf("snapshot %d is in force, the maps hold %s", f.store.Load().Version, got)
+	}
+	if err := r.last["workloads"].err; err != nil {
+		t.Errorf("the status says %v still", err)
+	}
+	tries(2 * againAtMost) // nothing is left
+	if got := f.store.Load().Version; got != 3 {
+		t.Errorf("snapshot %d is in force", got)
+	}
+
+	// A failure behind the snapshot: the maps are stricter, until they settle.
+	m.failing = 2
+	write(t, filepath.Join(dir, "w.yaml"), "workloads:\n"+a)
+	if err := f.takeWorkloads(f.workloads.Read()); err == nil {
+		t.Error("no error")
+	}
+	if got := describe(m.now); got != "10.0.0.1 hbone, 10.0.0.2 hbone" || f.store.Load().Version != 4 {
+		t.Errorf("snapshot %d is in force, the maps hold %s", f.store.Load().Version, got)
+	}
+	now = time.Now()
+	tries(2 * againAfter)
+	if got := describe(m.now); got != "10.0.0.1 hbone" || f.store.Load().Version != 4 {
+		t.Errorf("snapshot %d is in force, the maps hold %s", f.store.Load().Version, got)
 	}
 }
