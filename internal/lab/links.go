@@ -108,6 +108,35 @@ func attach(n *Node, p *Pod) error {
 	})
 }
 
+// Succeed takes the pod's eth0 away and gives its addresses to a new pod of another service account, which has a network
+// namespace of its own. The pod itself stays, without a network, until the lab is closed.
+func (p *Pod) Succeed(serviceAccount string) (*Pod, error) {
+	n := p.Node
+	next := &Pod{
+		Name: serviceAccount, Namespace: p.Namespace, ServiceAccount: serviceAccount,
+		Node: n, Number: p.Number, V4: p.V4, V6: p.V6, netns: p.netns + "s",
+	}
+	err := n.NS.Do(func() error {
+		link, err := netlink.LinkByName(p.HostEnd())
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("delete the link of %s: %w", p.Name, err)
+	}
+	if next.NS, err = n.lab.namespace(next.netns); err != nil {
+		return nil, err
+	}
+	n.Pods = append(n.Pods, next)
+	if err := attach(n, next); err != nil {
+		return nil, fmt.Errorf("successor of %s: %w", p.Name, err)
+	}
+	err = next.NS.Do(func() (err error) { next.fresh, err = readSysctls(); return err })
+	return next, err
+}
+
 // connect lays a veth between two nodes, with routes to each other's pods.
 func connect(a, b *Node) error {
 	err := a.NS.Do(func() error {

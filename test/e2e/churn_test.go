@@ -14,18 +14,29 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
 )
 
 // held is what a daemon holds, by kind.
 type held struct {
-	descriptors, goroutines, links, states, pins int
-	memory                                       float64 // resident, MiB
+	descriptors, goroutines int
+	namespaces              int // descriptors that keep one alive
+	rules, routes           int // in its pods' namespaces
+	links, states, pins     int
+	memory                  float64 // resident, MiB
+}
+
+// kept is all that does not vary with traffic.
+func (h held) kept() held {
+	return held{namespaces: h.namespaces, rules: h.rules, routes: h.routes, links: h.links, states: h.states, pins: h.pins}
 }
 
 func (h held) String() string {
-	return fmt.Sprintf("%d descriptors, %d goroutines, %d links, %d written states, %d pins, %.0f MiB", h.descriptors, h.goroutines, h.links, h.states, h.pins, h.memory)
+	return fmt.Sprintf("%d descriptors, %d goroutines, %d namespaces, %d rules, %d routes, %d links, %d written states, %d pins, %.0f MiB",
+		h.descriptors, h.goroutines, h.namespaces, h.rules, h.routes, h.links, h.states, h.pins, h.memory)
 }
 
 // holds looks at a daemon from outside.
@@ -40,6 +51,36 @@ func (e *env) holds(d *lab.Daemon) held {
 		var st syscall.Stat_t
 		e.must(syscall.Stat(p.NetnsPath(), &st))
 		ours[st.Ino] = true
+		e.must(p.NS.Do(func() error {
+			rules, err := netlink.RuleList(netlink.FAMILY_ALL)
+			if err != nil {
+				return err
+			}
+			tables := map[int]bool{}
+			for _, r := range rules {
+				if r.Mark != 0 {
+					h.rules++
+					tables[r.Table] = true
+				}
+			}
+			for table := range tables {
+				routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+				if err != nil {
+					return err
+				}
+				h.routes += len(routes)
+			}
+			return nil
+		}))
+	}
+	fds := fmt.Sprintf("/proc/%d/fd", d.PID())
+	entries, err := os.ReadDir(fds)
+	e.must(err)
+	for _, f := range entries {
+		var fs unix.Statfs_t
+		if unix.Statfs(filepath.Join(fds, f.Name()), &fs) == nil && fs.Type == unix.NSFS_MAGIC {
+			h.namespaces++
+		}
 	}
 	var it link.Iterator
 	defer it.Close()
@@ -112,15 +153,15 @@ func TestManyPodsComeAndGo(t *testing.T) {
 		e.must(e.call(last, app.Addr(6)))
 		e.setPods(d[0], few...)
 	}
-	if most.descriptors < before.descriptors+at || most.links < before.links+at || most.states < before.states+at || most.pins < before.pins+at {
+	if most.descriptors < before.descriptors+at || most.namespaces < before.namespaces+at || most.rules < before.rules+2*at || most.routes < before.routes+2*at ||
+		most.links < before.links+at || most.states < before.states+at || most.pins < before.pins+at {
 		t.Errorf("control: with %d pods more it holds %v, without them %v", at, most, before)
 	}
 	traffic.stop(t)
 	var after held
 	err = lab.Until(ctx, "what the pods took is given back", func() error {
 		after = e.holds(d[0])
-		if after.descriptors > before.descriptors+16 || after.goroutines > before.goroutines+16 ||
-			after.links != before.links || after.states != before.states || after.pins != before.pins || after.memory > before.memory*1.5+16 {
+		if after.descriptors > before.descriptors+16 || after.goroutines > before.goroutines+16 || after.kept() != before.kept() || after.memory > before.memory*1.5+16 {
 			return fmt.Errorf("before %v; after %v", before, after)
 		}
 		return nil

@@ -506,68 +506,6 @@ func TestDestinationVanishes(t *testing.T) {
 	}
 }
 
-// A pod is deleted and another identity gets its address, while a client keeps
-// calling: each answer is by the identity that the client's mesh knows.
-func TestReusedAddress(t *testing.T) {
-	families(t, func(t *testing.T, family int) {
-		e, d := mesh(t)
-		second := entryOf(e.Pod(2, 1))
-		second.Name, second.ServiceAccount = "successor", "successor"
-		app, err := e.Pod(2, 1).Echo(8080)
-		e.must(err)
-		dst := app.Addr(family)
-		held := e.connect(e.Pod(1, 1), dst)
-		e.must(exchange(held, "before"))
-		handshakes := func() float64 { return e.sum(d[0], "mtls_handshake_success_total") }
-		before := handshakes()
-		e.must(exchange(e.connect(e.Pod(1, 1), dst), "again"))
-		if n := handshakes(); n != before {
-			t.Errorf("control: the session is not reused, %v handshakes more", n-before)
-		}
-
-		calls, stop := context.WithCancel(e.ctx)
-		defer stop()
-		var served atomic.Int64
-		var caller sync.WaitGroup
-		caller.Go(func() { // a client that keeps calling
-			for calls.Err() == nil {
-				if e.call(e.Pod(1, 1), dst) == nil {
-					served.Add(1)
-				}
-			}
-		})
-		defer caller.Wait()
-		defer stop()
-
-		e.setPods(d[1], second, entryOf(e.Pod(2, 2)))
-		if _, err := io.ReadAll(held); !isReset(err) {
-			t.Errorf("the deleted pod's connection ended with %v, want a reset", err)
-		}
-		// The client's node still expects the first: it gives the second nothing.
-		was := served.Load()
-		if err := e.try(e.Pod(1, 1), dst); err == nil {
-			t.Error("an identity that is not expected was given data")
-		}
-		if n := e.sum(d[0], "mtls_handshake_failure_total", "reason", "identity_mismatch", "reporter", "source"); n == 0 {
-			t.Error("no mismatch of identities was seen")
-		}
-		if n := served.Load(); n != was {
-			t.Errorf("%d calls met a stale tunnel", n-was)
-		}
-		ws := e.enrolled()
-		ws[2].Name, ws[2].ServiceAccount = second.Name, second.ServiceAccount
-		e.setWorkloads(ws, d...)
-		stop()
-		caller.Wait()
-		e.must(e.call(e.Pod(1, 1), dst))
-		want := "spiffe://" + lab.TrustDomain + "/ns/" + second.Namespace + "/sa/" + second.ServiceAccount
-		found, err := d[0].WaitAccessLog(e.ctx, 1, func(l lab.Entry) bool { return l.String("dst.identity") == want })
-		if err != nil {
-			t.Errorf("no connection is logged with %s: %v, %v", want, found, err)
-		}
-	})
-}
-
 // A pod replaced in its own namespace is refused in between, never in plaintext.
 func TestReplacedInPlaceLeaksNothing(t *testing.T) {
 	e, d := mesh(t)

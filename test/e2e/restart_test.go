@@ -214,7 +214,7 @@ func (l *load) unchanged(t *testing.T, before state) {
 		// Sockets in stock come and go with use: they are left out.
 		err := lab.Until(e.ctx, "what the traffic took is given back", func() error {
 			is, joined = e.holds(l.d[i]), e.joined(l.d[i])
-			if joined > before.joined[i]+16 || is.goroutines > was.goroutines+16 || is.links != was.links || is.states != was.states || is.pins != was.pins {
+			if joined > before.joined[i]+16 || is.goroutines > was.goroutines+16 || is.kept() != was.kept() {
 				return fmt.Errorf("before %v, %d connected; after %v, %d connected", was, before.joined[i], is, joined)
 			}
 			return nil
