@@ -194,6 +194,10 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 		i.answer(401, telemetry.ReasonDenied, i.verdict.Rule)
 		return
 	}
+	if st.Closed() {
+		i.report(telemetry.ReasonReset, "by the source, before it was looked at")
+		return
+	}
 	i.live.conn = i
 	in.w.link(&i.live)
 	if !i.done {

@@ -45,6 +45,7 @@ func TestDataDoesNotAllocate(t *testing.T) {
 		receiveOnce(t, s, p[1000:])
 	}
 	update := appendWindowUpdate(nil, ss.id, 1)
+	s.updates = 2000 // as if DATA had been sent
 	var hdr [FrameHeaderLen]byte
 	for name, f := range map[string]func(){
 		"receive":       func() { receiveOnce(t, s, frame) },

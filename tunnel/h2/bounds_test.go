@@ -113,6 +113,18 @@ func TestBounds(t *testing.T) {
 				w.raw(1, 0xbe, 0, 0, "x")
 			}
 		}, "ENHANCE_YOUR_CALM"},
+		{"WINDOW_UPDATE", Config{}, maxBudget, func(w *script, n int) {
+			for range n {
+				must(w.fr.WriteWindowUpdate(0, 1))
+			}
+		}, "ENHANCE_YOUR_CALM"},
+		{"maxFields", Config{}, maxFields, func(w *script, n int) {
+			all := []string{":method", "CONNECT"}
+			for range n - 1 {
+				all = append(all, "a", "b")
+			}
+			w.headers(1, false, all...)
+		}, "stream 1 ENHANCE_YOUR_CALM"},
 		{"SETTINGS", Config{}, maxBudget, func(w *script, n int) {
 			for range n {
 				must(w.fr.WriteSettings())

@@ -52,6 +52,7 @@ type Conn struct {
 	dec        *hpack.Decoder
 	fields     []hpack.HeaderField // decoded so far
 	listSize   int
+	listFields int
 	tableSize  uint32 // of the peer's encoder, as its last update said
 	wantUpdate bool   // the next block must begin by setting it to 0
 	enc        *hpack.Encoder
@@ -89,6 +90,7 @@ type Conn struct {
 	pings     int  // of ours without an answer
 	budget    int
 	earned    int // bytes towards the next unit of budget
+	updates   int // WINDOW_UPDATE frames that DATA of ours has earned
 	goneLast  uint32
 	goneSent  bool
 	gonePeer  bool // a GOAWAY came

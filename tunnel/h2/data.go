@@ -141,6 +141,13 @@ func (c *Conn) windowUpdate(p []byte) {
 		c.failf(http2.ErrCodeFrameSize, "WINDOW_UPDATE of %d bytes", len(p))
 		return
 	}
+	// An update answers DATA: one for the stream and one for the connection.
+	// More than that are a window in tiny pieces, or nothing.
+	if c.updates > 0 {
+		c.updates--
+	} else if !c.charge(1) {
+		return
+	}
 	n := int64(binary.BigEndian.Uint32(p) & maxWindow)
 	if id == 0 {
 		switch {

@@ -73,6 +73,10 @@ const (
 	// maxContinuations bounds the frames of one header block.
 	maxContinuations = 16
 
+	// maxFields bounds the fields of one header list. Requests and answers
+	// of meshes have ten or so.
+	maxFields = 64
+
 	// maxReplies bounds what a peer that does not read can make us queue in
 	// acknowledgements, window updates and resets.
 	maxReplies = 64 << 10 // bytes
@@ -82,7 +86,8 @@ const (
 	maxControl = 1 << 20 // bytes
 
 	// maxBudget is how many frames of no use (resets, empty DATA, frames for
-	// streams that are gone, SETTINGS, unknown types) a peer may send beyond
+	// streams that are gone, SETTINGS, unknown types, WINDOW_UPDATE beyond two for
+	// each DATA frame that we sent) a peer may send beyond
 	// what useful ones earn: one for each earnBytes of data and for each
 	// stream that was accepted, and all of them by Refill.
 	maxBudget = 1000

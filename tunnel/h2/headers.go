@@ -27,7 +27,8 @@ func (c *Conn) newCodec() {
 
 // field takes a decoded field.
 func (c *Conn) field(f hpack.HeaderField) {
-	if c.listSize += int(f.Size()); c.listSize > c.cfg.MaxHeaderBytes {
+	c.listFields++
+	if c.listSize += int(f.Size()); c.listSize > c.cfg.MaxHeaderBytes || c.listFields > maxFields {
 		c.dec.SetEmitEnabled(false) // the table must still be kept
 		return
 	}
@@ -113,7 +114,7 @@ func (c *Conn) decode(block []byte) (fields []hpack.HeaderField, ok bool) {
 		c.fail(http2.ErrCodeCompression, "no dynamic table size update after SETTINGS")
 		return nil, false
 	}
-	c.fields, c.listSize = nil, 0
+	c.fields, c.listSize, c.listFields = nil, 0, 0
 	c.dec.SetEmitEnabled(true)
 	_, err := c.dec.Write(block)
 	if err == nil {
@@ -125,7 +126,7 @@ func (c *Conn) decode(block []byte) (fields []hpack.HeaderField, ok bool) {
 	}
 	fields = c.fields
 	c.fields = nil
-	return fields, c.listSize <= c.cfg.MaxHeaderBytes
+	return fields, c.listSize <= c.cfg.MaxHeaderBytes && c.listFields <= maxFields
 }
 
 // tableUpdates follows the dynamic table size updates at the front of a block

@@ -452,8 +452,10 @@ func TestServerOfXNet(t *testing.T) {
 				open("10.0.0.1:80", noise(i, int64(i)*peerBytes/peerStreams))
 			}
 			e.mu.Lock()
-			if _, err := e.c.Open(connectFields(), nil); !errors.Is(err, ErrStreamLimit) {
-				t.Errorf("one stream more: %v", err)
+			if e.c.opened == peerStreams { // the shortest may have ended
+				if _, err := e.c.Open(connectFields(), nil); !errors.Is(err, ErrStreamLimit) {
+					t.Errorf("one stream more: %v", err)
+				}
 			}
 			e.mu.Unlock()
 			for i, a := range apps {

@@ -55,6 +55,7 @@ type State struct {
 	Acked          bool
 	Pings          int
 	Budget, Earned int
+	Updates        int
 	GoneLast       uint32
 	GoneSent       bool
 	GonePeer       bool
@@ -85,7 +86,7 @@ func (c *Conn) Freeze() State {
 		SendWindow: c.sendWin, ReceiveWindow: c.recvWin, ReceiveDue: c.recvDue, Late: c.late,
 		Settled: c.settled, PeerStreams: c.peerStreams, PeerWindow: c.peerWindow,
 		PeerHeaderList: c.peerHeaderList, PeerTable: c.peerTable,
-		Acked: c.acked, Pings: c.pings, Budget: c.budget, Earned: c.earned,
+		Acked: c.acked, Pings: c.pings, Budget: c.budget, Earned: c.earned, Updates: c.updates,
 		GoneLast: c.goneLast, GoneSent: c.goneSent, GonePeer: c.gonePeer, GoneLimit: c.goneLimit,
 	}
 	if c.cur != nil && !c.cur.closed {
@@ -123,7 +124,7 @@ func Thaw(st State) (*Conn, []*Stream) {
 		sendWin: st.SendWindow, recvWin: st.ReceiveWindow, recvDue: st.ReceiveDue, late: st.Late,
 		settled: st.Settled, peerStreams: st.PeerStreams, peerWindow: st.PeerWindow,
 		peerHeaderList: st.PeerHeaderList, peerTable: st.PeerTable,
-		acked: st.Acked, pings: st.Pings, budget: st.Budget, earned: st.Earned,
+		acked: st.Acked, pings: st.Pings, budget: st.Budget, earned: st.Earned, updates: st.Updates,
 		goneLast: st.GoneLast, goneSent: st.GoneSent, gonePeer: st.GonePeer, goneLimit: st.GoneLimit,
 	}
 	c.have = uint8(copy(c.partial[:], st.Partial))

@@ -24,4 +24,6 @@ const (
 	PeerPart  = peerPart
 	FloorPart = floorPart
 	HoardTime = hoardTime
+
+	RequestShare = requestShare
 )

@@ -177,7 +177,7 @@ func (b *Budget) poke(w *Worker) {
 type hoard struct {
 	t      *Trunk
 	st     *h2.Stream
-	r      *Relay // nil: its application is still being reached
+	r      *Relay // nil: its application is still being reached, which takes no longer than tunnel.connectTimeout
 	memory int
 	idle   bool // for longer than hoardTime
 }
@@ -192,7 +192,7 @@ func (w *Worker) reset(peer bool, of func(*Trunk) bool, enough func() bool) {
 			continue
 		}
 		t.s.H2.Hoards(func(st *h2.Stream) {
-			h := hoard{t: t, st: st, memory: st.QueueMemory(), idle: true}
+			h := hoard{t: t, st: st, memory: st.QueueMemory()}
 			if h.r, _ = st.User.(*Relay); h.r != nil {
 				h.idle = now.Sub(h.r.stuck) >= hoardTime
 			}

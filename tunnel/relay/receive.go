@@ -41,6 +41,11 @@ func (t *Trunk) read() {
 	t.unread = false
 	mem := t.w.in
 	for range readShare {
+		if len(t.requests) > 0 {
+			// Its share of the turns is used up: the rest waits in the socket.
+			t.unread = true
+			return
+		}
 		kept := t.s.Restore(mem)
 		iov := [1]unix.Iovec{{Base: &mem[kept], Len: uint64(len(mem) - kept)}}
 		n, e := loop.Recv(t.fd, iov[:])
@@ -106,6 +111,7 @@ func (t *Trunk) records(buf []byte) (rest []byte, err error) {
 			t.event(&events[i])
 		}
 	}
+	t.w.requests.serve()
 	if t.s.Records.NeedsControl() || len(t.s.H2.Control()) > 0 {
 		t.wantFlush()
 	}
@@ -137,7 +143,7 @@ func (t *Trunk) event(ev *h2.Event) {
 	case h2.EventHeaders:
 		switch {
 		case r == nil:
-			t.owner.Request(t, ev.Stream, ev.Headers)
+			t.ask(ev.Stream, ev.Headers)
 		case r.phase == phaseWaiting:
 			r.owner.Response(r, ev.Headers)
 		}

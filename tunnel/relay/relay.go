@@ -122,6 +122,9 @@ func (r *Relay) Attach(t *Trunk, st *h2.Stream) {
 	r.t, r.st = t, st
 	_, r.fin = st.User.(ended)
 	st.User = r
+	if st.QueuedBytes() > 0 { // it came before the answer
+		r.stuck = r.w.Loop.Now()
+	}
 	r.flow.reset(t.window)
 	t.link(r)
 }

@@ -237,24 +237,33 @@ func (o *owner) Established(*relay.Trunk) {}
 func (o *owner) Closed(_ *relay.Trunk, err error) { o.r.closed <- closed{o.side, err} }
 
 func (o *owner) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.HeaderField) {
+	if st.Closed() && o.r.cfg.serve != nil { // before it was taken up
+		a, app := o.r.appPair(0)
+		o.r.apps.Go(func() { defer app.Close(); o.r.cfg.serve(app, "") })
+		_ = unix.SetsockoptLinger(a, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		unix.Close(a)
+		(&party{r: o.r, side: "server"}).Closed(new(relay.Relay), relay.EndPeerReset, "")
+		return
+	}
 	serve := func() *relay.Relay {
-		a, app := o.r.appPair(o.r.cfg.farBuffers)
-		r, err := o.w.Connecting(a, &party{r: o.r, side: "server", st: st})
-		if err != nil {
-			o.r.t.Error(err)
-			app.Close()
-			return nil
-		}
 		authority := ""
 		for _, f := range fields {
 			if f.Name == ":authority" {
 				authority = f.Value
 			}
 		}
+		var a int
+		var app net.Conn
 		if o.r.cfg.clog != nil && o.r.cfg.clog(authority) {
-			for full := make([]byte, 64<<10); err == nil; {
-				_, err = unix.Write(a, full)
-			}
+			a, app = full(o.r.t)
+		} else {
+			a, app = o.r.appPair(o.r.cfg.farBuffers)
+		}
+		r, err := o.w.Connecting(a, &party{r: o.r, side: "server", st: st})
+		if err != nil {
+			o.r.t.Error(err)
+			app.Close()
+			return nil
 		}
 		o.r.apps.Go(func() { defer app.Close(); o.r.cfg.serve(app, authority) })
 		r.Attach(t, st)
@@ -267,6 +276,29 @@ func (o *owner) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.HeaderFiel
 	if r := serve(); r != nil {
 		r.Established()
 	}
+}
+
+// full is a pair of sockets of which the first takes nothing. They are no TCP
+// sockets: those go on taking a little when they are full.
+func full(t testing.TB) (int, net.Conn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{64 << 10, 1} {
+		for p := make([]byte, n); err == nil; {
+			_, err = unix.Write(fds[0], p)
+		}
+		err = nil
+	}
+	f := os.NewFile(uintptr(fds[1]), "app")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fds[0], c
 }
 
 // party owns a relay.

@@ -34,7 +34,8 @@ type TrunkOwner interface {
 	// Established is called at the peer's first record: only then is it
 	// known that it accepted our certificate.
 	Established(t *Trunk)
-	// Request is called for a stream that the peer opened.
+	// Request is called for a stream that the peer opened. It may be closed
+	// again by then.
 	Request(t *Trunk, st *h2.Stream, fields []hpack.HeaderField)
 	// Closed is called once, before the relays are ended.
 	Closed(t *Trunk, err error)
@@ -70,6 +71,8 @@ type Trunk struct {
 	ctl   []byte       // sealed control records in front of them
 	small ring
 	bulk  ring
+
+	requests []asked // not taken up yet
 
 	relays *Relay // list
 	count  int    // of relays

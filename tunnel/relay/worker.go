@@ -45,6 +45,8 @@ type Worker struct {
 	budget *Budget
 	queued int64 // bytes of it that this worker's queues hold
 	trunks map[*Trunk]struct{}
+
+	requests requests
 }
 
 // NewWorker makes the worker of l. All workers of a node are to be made with the
@@ -60,6 +62,7 @@ func NewWorker(l *loop.Loop, b *Budget) *Worker {
 		budget: b,
 		trunks: map[*Trunk]struct{}{},
 	}
+	w.requests.w = w
 	b.join(w)
 	return w
 }
