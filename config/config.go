@@ -60,7 +60,7 @@ type Config struct {
 type Identity struct {
 	CA CA
 	// TrustFile adds roots of other trust domains and a deny list; see
-	// LoadTrust. Empty, the default: none.
+	// ParseTrust. Empty, the default: none.
 	TrustFile string
 }
 

@@ -47,7 +47,7 @@ func (t *Trust) Denied(leaf *x509.Certificate, id spiffeid.ID) (string, bool) {
 	return "", false
 }
 
-// LoadTrust reads a trust file and the PEM files that it names:
+// ParseTrust reads data as the trust file at path, and the PEM files that it names:
 //
 //	trust:
 //	  - domain: partner.example
@@ -58,14 +58,10 @@ func (t *Trust) Denied(leaf *x509.Certificate, id spiffeid.ID) (string, bool) {
 //
 // Where it fails, what is returned beside the error has the Files that were come
 // upon, and nothing else: a change of one of them may be the mend.
-func LoadTrust(path string) (*Trust, error) {
-	data, err := input.Read(path, input.Max)
-	if err != nil {
-		return &Trust{}, err
-	}
+func ParseTrust(path string, data []byte) (*Trust, error) {
 	t := &Trust{Roots: map[spiffeid.TrustDomain][]*x509.Certificate{}}
 	dir := filepath.Dir(path)
-	err = strict.Read(path, data, func(o *strict.Object) {
+	err := strict.Read(path, data, func(o *strict.Object) {
 		o.Objects("trust", func(o *strict.Object) { t.readDomain(o, dir) })
 		o.Object("deny", func(o *strict.Object) {
 			strict.List(o, "serials", &t.DeniedSerials, "serial numbers in hexadecimal, such as 3f:2a:9c", parseSerial)

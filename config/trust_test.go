@@ -42,29 +42,29 @@ func certificate(t *testing.T, ca bool) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-func writeTrust(t *testing.T, trust string) string {
+// parseTrust reads a trust file with PEM files of all sorts beside it.
+func parseTrust(t *testing.T, trust string) (*Trust, error) {
 	t.Helper()
 	dir := t.TempDir()
 	root := certificate(t, true)
 	for name, data := range map[string][]byte{
-		"trust.yaml": []byte(trust),
-		"root.pem":   root,
-		"two.pem":    append(certificate(t, true), root...),
-		"leaf.pem":   certificate(t, false),
-		"key.pem":    pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1}}),
-		"empty.pem":  nil,
-		"tail.pem":   append(append([]byte{}, root...), "-----BEGIN CERT"...),
-		"bad.pem":    pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}}),
+		"root.pem":  root,
+		"two.pem":   append(certificate(t, true), root...),
+		"leaf.pem":  certificate(t, false),
+		"key.pem":   pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1}}),
+		"empty.pem": nil,
+		"tail.pem":  append(append([]byte{}, root...), "-----BEGIN CERT"...),
+		"bad.pem":   pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}}),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return filepath.Join(dir, "trust.yaml")
+	return ParseTrust(filepath.Join(dir, "trust.yaml"), []byte(trust))
 }
 
-func TestLoadTrust(t *testing.T) {
-	trust, err := LoadTrust(writeTrust(t, `
+func TestParseTrust(t *testing.T) {
+	trust, err := parseTrust(t, `
 trust:
 - domain: partner.example
   roots: [root.pem, two.pem]
@@ -73,7 +73,7 @@ trust:
 deny:
   serials: ["00:3F:2A:9c", 12, 1e5, 0xAB]
   ids: [spiffe://cluster.local/ns/demo/sa/old]
-`))
+`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ deny:
 	}
 }
 
-func TestLoadTrustRefuses(t *testing.T) {
+func TestParseTrustRefuses(t *testing.T) {
 	for name, tt := range map[string]struct{ data, want string }{
 		"an unknown key":       {"trusts: []\n", "trust.yaml:1:1: trusts: unknown key; allowed: deny, trust"},
 		"no domain":            {"trust:\n- roots: [root.pem]\n", "trust.yaml:2:3: trust[0].domain: is missing; allowed: a SPIFFE trust domain"},
@@ -124,7 +124,7 @@ func TestLoadTrustRefuses(t *testing.T) {
 		"an ID":                {"deny: {ids: [ns/demo/sa/old]}\n", `deny.ids[0]: "ns/demo/sa/old" is not valid`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := LoadTrust(writeTrust(t, tt.data))
+			_, err := parseTrust(t, tt.data)
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "trust.yaml:") {
 				t.Errorf("got  %v\nwant %s", err, tt.want)
 			}

@@ -30,8 +30,9 @@ type trust struct {
 	issuer rooter
 	revoke func() // has the deny list applied to what is open
 
-	mu    sync.Mutex             // guards files, and orders changes
+	mu    sync.Mutex             // guards what follows, and orders changes
 	files map[string]*watch.File // what is looked at
+	text  []byte                 // of the trust file, as it was read last; nil: it could not be
 }
 
 // readTrust reads the file for the first time.
@@ -41,7 +42,7 @@ func readTrust(path string) (*trust, error) {
 	if path == "" {
 		return t, nil
 	}
-	read, err := t.load()
+	read, err := t.read()
 	if err != nil {
 		return nil, err
 	}
@@ -54,15 +55,27 @@ func (t *trust) Denied(c *x509.Certificate, id spiffeid.ID) (string, bool) {
 	return t.inForce.Load().Denied(c, id)
 }
 
-// load reads the trust file and has it, and those that it names, looked at from
-// now on. What changes meanwhile is read here or found by the next look. The caller
-// holds mu, or is alone.
-func (t *trust) load() (*config.Trust, error) {
+// read reads the trust file now. The caller holds mu, or is alone.
+func (t *trust) read() (*config.Trust, error) {
 	if t.files == nil {
 		t.follow(nil)
 	}
+	data, err := t.files[t.path].Read()
+	return t.parse(data, err)
+}
+
+// parse reads what the trust file holds by the watch, which knows an emptied file
+// from an empty one and half of a file from the whole; and has those that it names
+// looked at from now on. What changes in them meanwhile is read here or found by
+// the next look. The caller holds mu, or is alone.
+func (t *trust) parse(data []byte, err error) (*config.Trust, error) {
+	if err != nil {
+		t.text = nil
+		return nil, err
+	}
+	t.text = data
 	for {
-		read, err := config.LoadTrust(t.path)
+		read, err := config.ParseTrust(t.path, data)
 		if t.follow(read.Files) {
 			continue
 		}
@@ -88,9 +101,8 @@ func (t *trust) follow(named []string) (more bool) {
 	return more
 }
 
-// take reads the files and puts them in force. Who is denied is denied first.
-func (t *trust) take() error {
-	read, err := t.load()
+// take puts what was read in force. Who is denied is denied first.
+func (t *trust) take(read *config.Trust, err error) error {
 	if err != nil {
 		return err
 	}
@@ -107,7 +119,7 @@ func (t *trust) reload(r *reports) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r.say("trust", t.take())
+	r.say("trust", t.take(t.read()))
 }
 
 // watch takes changes of the files until ctx ends.
@@ -131,12 +143,18 @@ func (t *trust) watch(ctx context.Context, r *reports) {
 func (t *trust) look(r *reports) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	changed := false
-	for _, f := range t.files {
-		_, is, _ := f.Changed()
-		changed = changed || is
+	data, changed, err := t.files[t.path].Changed()
+	named := false
+	for path, f := range t.files {
+		if path != t.path {
+			_, is, _ := f.Changed() // what is wrong with it is told when it is parsed
+			named = named || is
+		}
 	}
-	if changed {
-		r.say("trust", t.take())
+	switch {
+	case changed:
+		r.say("trust", t.take(t.parse(data, err)))
+	case named && t.text != nil:
+		r.say("trust", t.take(t.parse(t.text, nil)))
 	}
 }

@@ -89,13 +89,29 @@ func TestTrustFileIsTakenUp(t *testing.T) {
 	tr.reload(r)
 	looks("told to", 0, 5, true)
 
+	// An emptied file is an accident, and lifts nothing.
+	for _, text := range []string{"", " \n"} {
+		write("trust.yaml", text)
+		looks("emptied", 0, 5, true)
+		tr.reload(r)
+		looks("emptied, and told to read it", 0, 5, true)
+		write("trust.yaml", deny)
+		looks("as it was", 0, 6, true)
+		out.revoked = 5
+	}
+	write("trust.yaml", "trust: []\n")
+	looks("nothing is listed", 0, 6, false)
+
 	for _, line := range []string{"one.pem", "two.pem", "trust.yaml"} {
 		if !strings.Contains(log.String(), line) {
 			t.Errorf("%s is not named:\n%s", line, log.String())
 		}
 	}
-	if n := strings.Count(log.String(), "is not taken"); n != 4 {
-		t.Errorf("said %d times that it is broken, want 4:\n%s", n, log.String())
+	if n := strings.Count(log.String(), "is not taken"); n != 8 {
+		t.Errorf("said %d times that it is broken, want 8:\n%s", n, log.String())
+	}
+	if n := strings.Count(log.String(), "trust.yaml:1: the file is empty by now"); n != 4 {
+		t.Errorf("said %d times that it was emptied, want 4:\n%s", n, log.String())
 	}
 	if _, err := readTrust(filepath.Join(dir, "none.yaml")); err == nil {
 		t.Error("a file that is missing at the start is taken")

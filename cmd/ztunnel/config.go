@@ -97,8 +97,8 @@ func checkFiles(out io.Writer, c *config.Config) error {
 	for _, m := range policy.NewSet(nil, modes...).Modes() {
 		fmt.Fprintf(out, "plaintext for %s\n", m)
 	}
-	check(c.Identity.TrustFile, "further trust domains", func([]byte) (int, error) {
-		t, err := config.LoadTrust(c.Identity.TrustFile)
+	check(c.Identity.TrustFile, "further trust domains", func(data []byte) (int, error) {
+		t, err := config.ParseTrust(c.Identity.TrustFile, data)
 		if err != nil {
 			return 0, err
 		}

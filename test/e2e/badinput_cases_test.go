@@ -34,7 +34,7 @@ var kinds = []struct {
 	{"workloads", "workloads.yaml", slicesOf(everyThird(wrongWorkloads), everyThird(wrongText("workloads")), wrongPlaces())},
 	{"pods", "pods.yaml", slicesOf(wrongPods, wrongPlaces())},
 	{"policy", "policy.yaml", slicesOf(wrongRules, wrongPlaces())},
-	{"trust", "trust.yaml", slicesOf(wrongTrust, wrongPlaces()[:6])},
+	{"trust", "trust.yaml", slicesOf(wrongTrust, wrongPlaces())},
 	{"ca", "ca", everyThird(wrongAuthorities)},
 }
 
