@@ -216,7 +216,7 @@ func (x *existing) end(p *existingPod, found []redirect.Existing) (left []redire
 	if ended > 0 {
 		x.log.Warn("connections of the pod with the mesh were older than its enrolment, in plaintext: they are reset", "pod", p.key, "connections", ended)
 	}
-	if failed != nil {
+	if failed != nil && len(left) > len(p.found) { // else it was said
 		x.log.Error("connections from before the enrolment cannot be reset", "pod", p.key, "connections", len(left), "err", failed)
 	}
 	return left

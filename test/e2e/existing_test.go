@@ -231,6 +231,38 @@ func TestExistingConnectionOfANewWorkload(t *testing.T) {
 	}
 }
 
+// Plaintext that the mode lets in goes through the tunnel: it is listed as such,
+// and never as one from before the enrolment; what is carried is not listed.
+func TestPermissiveIsListed(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e, d := permissive(t)
+		two, stranger := e.Pod(2, 1), e.Pod(1, 3)
+		app, err := two.Echo(8080)
+		e.must(err)
+		carried := e.connect(e.Pod(1, 1), app.Addr(family))
+		e.must(exchange(carried, "carried"))
+		if l := e.plaintext(d[1]); len(l) != 0 {
+			t.Errorf("control: before it there are %q", l)
+		}
+		c := e.connect(stranger, app.Addr(family))
+		e.must(exchange(c, "plain"))
+		want := fmt.Sprintf("permissive %s inbound %s %s", key(two), c.LocalAddr(), c.RemoteAddr())
+		if l := e.plaintext(d[1]); len(l) != 1 || l[0] != want {
+			t.Errorf("listed: %q, want %q", l, want)
+		}
+		if n := e.sum(d[1], "culvert_existing_connections"); n != 0 {
+			t.Errorf("%v are counted as from before the enrolment", n)
+		}
+		c.Close()
+		e.must(lab.Until(e.ctx, "none is listed", func() error {
+			if l := e.plaintext(d[1]); len(l) != 0 {
+				return fmt.Errorf("%q are", l)
+			}
+			return nil
+		}))
+	})
+}
+
 // What the daemon and its connections are is told to who asks.
 func TestStatusAndConnections(t *testing.T) {
 	families(t, func(t *testing.T, family int) {
