@@ -41,7 +41,7 @@ func (t *Trunk) read() {
 	t.unread = false
 	mem := t.w.in
 	for range readShare {
-		if len(t.requests) > 0 {
+		if len(t.requests) > 0 && !t.mute {
 			// Its share of the turns is used up: the rest waits in the socket.
 			t.unread = true
 			return

@@ -165,7 +165,7 @@ func (t *Trunk) write() bool {
 // writeFailed ends a trunk whose socket takes nothing more. What the peer said
 // last may be unread: why it refused us, or which streams it did not process.
 func (t *Trunk) writeFailed(e error) {
-	t.sockEnded = true
+	t.sockEnded, t.mute = true, true
 	for t.unread = true; t.unread && !t.closed; {
 		t.read()
 	}
