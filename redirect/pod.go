@@ -59,6 +59,9 @@ type Pod struct {
 	dir    string // pins
 	state  podState
 	link   link.Link
+	healer *healer
+	// devices hold the addresses, as the steering knows it.
+	devices map[netip.Addr]int
 
 	adopted bool       // an earlier process, or pod, has set it up
 	before  []podState // what it was known as then, where that was another name
@@ -71,7 +74,7 @@ type Pod struct {
 // earlier process has left is taken over; when that fails it stays refused. One
 // that another instance on the machine has is refused, and left as it is.
 func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
-	p := &Pod{n: n, cfg: cfg, dir: n.podPins(cfg.Name)}
+	p := &Pod{n: n, cfg: cfg, dir: n.podPins(cfg.Name), devices: map[netip.Addr]int{}}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("redirect pod %s: %w", cfg.Name, err)
@@ -115,6 +118,9 @@ func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
 		return p.attach()
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := p.startHealer(); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -336,6 +342,12 @@ func (p *Pod) attach() error {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return fmt.Errorf("make pin directory: %w", err)
 	}
+	return p.loadSteer(p.attachLink)
+}
+
+// loadSteer loads the program with the pod's constants for f, which has a link
+// hold it.
+func (p *Pod) loadSteer(f func(*ebpf.Program) error) error {
 	spec, err := bpf.LoadSteer()
 	if err != nil {
 		return fmt.Errorf("read BPF programs: %w", err)
@@ -356,7 +368,7 @@ func (p *Pod) attach() error {
 		return fmt.Errorf("load steering program: %w", err)
 	}
 	defer objects.Close() // the link holds the program, the node the maps
-	return p.attachLink(objects.Steer)
+	return f(objects.Steer)
 }
 
 // addresses is struct pod of bpf/culvert.h.
@@ -399,6 +411,7 @@ func (p *Pod) setConstants(spec *ebpf.CollectionSpec) error {
 		if err := spec.Variables[name].Set(uint32(index)); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
+		p.devices[a] = index
 	}
 	return nil
 }
@@ -479,6 +492,10 @@ func (p *Pod) Enrol() error {
 // close closes the process's handles; what is pinned stays.
 func (p *Pod) close() error {
 	var errs []error
+	if p.healer != nil {
+		errs = append(errs, p.healer.close())
+		p.healer = nil
+	}
 	if p.link != nil {
 		errs = append(errs, p.link.Close())
 		p.link = nil

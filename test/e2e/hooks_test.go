@@ -212,3 +212,62 @@ func TestTwoInstances(t *testing.T) {
 		t.Error("the second one does not carry it")
 	}
 }
+
+// TestAddressComesAgain: a pod that loses its address is refused, and carried again
+// once it has it.
+func TestAddressComesAgain(t *testing.T) {
+	families(t, func(t *testing.T, family int) {
+		e, _ := mesh(t)
+		from := e.Pod(1, 1)
+		app, err := e.Pod(2, 1).Echo(8080)
+		e.must(err)
+		e.must(e.call(from, app.Addr(family)))
+		nl := map[int]int{4: unix.AF_INET, 6: unix.AF_INET6}[family]
+		wire := e.wire(marker)
+		var eth0 netlink.Link
+		var addr netlink.Addr
+		var routes []netlink.Route
+		e.must(from.Do(func() (err error) {
+			if eth0, err = netlink.LinkByName("eth0"); err != nil {
+				return err
+			}
+			all, err := netlink.AddrList(eth0, nl)
+			if err != nil {
+				return err
+			}
+			for _, a := range all {
+				if ip, _ := netip.AddrFromSlice(a.IP); ip.Unmap() == from.Addr(family) {
+					addr = a
+				}
+			}
+			if routes, err = netlink.RouteListFiltered(nl, &netlink.Route{LinkIndex: eth0.Attrs().Index}, netlink.RT_FILTER_OIF); err != nil {
+				return err
+			}
+			return netlink.AddrDel(eth0, &addr)
+		}))
+		if err := e.call(from, app.Addr(family)); err == nil {
+			t.Error("control: it is carried without its address")
+		}
+		e.must(from.Do(func() error {
+			again := &netlink.Addr{IPNet: addr.IPNet, Flags: unix.IFA_F_NODAD}
+			if family == 4 {
+				again.Flags = 0
+			}
+			if err := netlink.AddrAdd(eth0, again); err != nil {
+				return err
+			}
+			for _, r := range routes { // those that went too
+				if r.Protocol != unix.RTPROT_KERNEL {
+					if err := netlink.RouteReplace(&r); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}))
+		e.must(lab.Until(e.ctx, "the pod is carried again", func() error { return e.call(from, app.Addr(family)) }))
+		if wire.Seen(0) != 0 || outside(wire) != 0 {
+			t.Errorf("the marker was seen %d times, in %d segments outside the tunnel", wire.Seen(0), outside(wire))
+		}
+	})
+}
