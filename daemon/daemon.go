@@ -159,7 +159,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 
 	undo.add(inBackground(ctx, issuer.Run))
 
-	stopWatching := watchFiles(ctx, decided, trusted, source, keeper, reports, opt.Reload)
+	stopWatching := watchFiles(ctx, decided, trusted, source, issuer, keeper, reports, opt.Reload)
 	undo.add(stopWatching)
 
 	if err := keeper.Tried(ctx); err != nil {
@@ -201,7 +201,7 @@ func inBackground(ctx context.Context, f func(context.Context)) (stop func() err
 
 // watchFiles takes changes of the files, and reads all of them again when it is
 // told to, until stop.
-func watchFiles(ctx context.Context, decided *files, trusted *trust, source *static.Source, keeper *pod.Keeper, r *reports, reload <-chan os.Signal) (stop func() error) {
+func watchFiles(ctx context.Context, decided *files, trusted *trust, source *static.Source, issuer *ca.Authority, keeper *pod.Keeper, r *reports, reload <-chan os.Signal) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	changed := source.Changed()
@@ -237,6 +237,7 @@ func watchFiles(ctx context.Context, decided *files, trusted *trust, source *sta
 				r.log.Info("told to read the files again")
 				decided.reload(r)
 				trusted.reload(r)
+				r.say("ca", issuer.Reload())
 				r.say("pods", source.Reload())
 			}
 		}

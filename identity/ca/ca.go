@@ -51,7 +51,7 @@ type Config struct {
 	// ExtraRoots are further roots, of this trust domain or of others.
 	ExtraRoots map[spiffeid.TrustDomain][]*x509.Certificate
 	Logger     *slog.Logger // hears of renewals, and of those that fail; nil: nobody does
-	// Report hears of files that are read again while Run runs: nil where changed
+	// Report hears of files that Run reads again: nil where changed
 	// ones were taken up or what was wrong is mended, else, once, why the earlier
 	// ones stay in use. Nil: the Logger hears of the error.
 	Report func(error)
@@ -61,6 +61,8 @@ type Config struct {
 // Authority issues SVIDs of one trust domain. It is an identity.Source.
 type Authority struct {
 	cfg Config
+
+	loading sync.Mutex // orders reloads
 
 	mu      sync.Mutex // guards the fields below
 	files   files
@@ -421,7 +423,9 @@ func (a *Authority) Run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		a.reload()
+		if news, err := a.reload(); news {
+			a.report(err)
+		}
 		for id, e := range a.used() {
 			if _, err := a.current(e, id); err != nil {
 				a.cfg.Logger.Error("renew certificate", "identity", id.String(), "err", err)
@@ -439,13 +443,22 @@ func (a *Authority) used() map[spiffeid.ID]*entry {
 	return maps.Clone(a.svids)
 }
 
-// reload reads the directory. With another intermediate all leaves are due, so
-// that a root can be taken out as soon as its successor signs.
-func (a *Authority) reload() {
+// Reload reads the directory now, as Run does now and then, and returns why it
+// cannot be used, whether that is news or not. Report does not hear of it.
+func (a *Authority) Reload() error {
+	_, err := a.reload()
+	return err
+}
+
+// reload reads the directory, and says whether that changes anything. With another
+// intermediate all leaves are due, so that a root can be taken out as soon as its
+// successor signs.
+func (a *Authority) reload() (news bool, err error) {
+	a.loading.Lock()
+	defer a.loading.Unlock()
 	f, err := load(a.cfg, again)
 	if err != nil {
-		a.fail(err)
-		return
+		return a.outcome(err.Error()), err
 	}
 	a.say(f.warning)
 	taken, due := a.take(f)
@@ -454,26 +467,25 @@ func (a *Authority) reload() {
 		e.renew = time.Time{}
 		e.mu.Unlock()
 	}
-	a.mu.Lock()
-	mended := a.failed != ""
-	a.failed = ""
-	a.mu.Unlock()
-	if (taken || mended) && a.cfg.Report != nil {
-		a.cfg.Report(nil)
-	}
+	mended := a.outcome("")
+	return taken || mended, nil
 }
 
-// fail says, once, why files cannot be used.
-func (a *Authority) fail(err error) {
+// outcome notes why files cannot be used, if so, and says whether that is news.
+func (a *Authority) outcome(why string) (news bool) {
 	a.mu.Lock()
-	news := a.failed != err.Error()
-	a.failed = err.Error()
-	a.mu.Unlock()
+	defer a.mu.Unlock()
+	news = a.failed != why
+	a.failed = why
+	return news
+}
+
+// report says how files were read again.
+func (a *Authority) report(err error) {
 	switch {
-	case !news:
 	case a.cfg.Report != nil:
 		a.cfg.Report(err)
-	default:
+	case err != nil:
 		a.cfg.Logger.Error("CA files are not taken: the earlier ones stay in use", "dir", a.cfg.Dir, "err", err)
 	}
 }

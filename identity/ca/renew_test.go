@@ -223,7 +223,7 @@ func TestIntermediateIsRenewed(t *testing.T) {
 		first, key := a.files.intermediate.cert, content(t, dir, intermediateKey)
 		before := svid(t, a, web)
 		time.Sleep(intermediateLife/2 + time.Hour)
-		a.reload()
+		_ = a.Reload()
 		second := a.files.intermediate.cert
 		if second.Equal(first) || !second.NotAfter.After(first.NotAfter) {
 			t.Fatal("not renewed")
@@ -255,8 +255,8 @@ func TestIntermediateIsDue(t *testing.T) {
 		a := open(t, dir, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		time.Sleep(intermediateLife/2 + time.Hour)
 		old := svid(t, a, web)
-		a.reload()
-		a.reload()
+		_ = a.Reload()
+		_ = a.Reload()
 		if n := strings.Count(log.String(), "bring a new one"); n != 1 {
 			t.Errorf("said %d times:\n%s", n, log.String())
 		}
@@ -334,7 +334,7 @@ func TestStoppedPastTheLife(t *testing.T) {
 		}
 		a := open(t, dir, func(c *Config) { c.LeafTTL = time.Hour })
 		remove(intermediateKey)(t, dir)
-		a.reload()
+		_ = a.Reload()
 		time.Sleep(24 * time.Hour)
 		accepts(t, a, svid(t, a, web)) // the key in memory
 		time.Sleep(time.Until(a.files.intermediate.cert.NotAfter) + time.Second)
@@ -383,7 +383,7 @@ func TestSetExtraRoots(t *testing.T) {
 	if _, f := (identity.Verifier{Bundles: a}).Verify(svid(t, b, web).Certificates, web); f == nil {
 		t.Error("a root that was taken away is still trusted")
 	}
-	a.reload() // keeps them
+	_ = a.Reload() // keeps them
 	accepts(t, a, svid(t, c, web))
 }
 
@@ -403,4 +403,24 @@ func TestReloadKeepsWhatWorks(t *testing.T) {
 			t.Errorf("said %d times:\n%s", n, log.String())
 		}
 	})
+}
+
+// Told to read them, it says what is wrong each time; Report only hears of Run.
+func TestReloadSaysHowItWent(t *testing.T) {
+	dir := newDir(t)
+	a := open(t, dir, func(c *Config) { c.Report = func(err error) { t.Errorf("told of %v", err) } })
+	if err := a.Reload(); err != nil {
+		t.Error(err)
+	}
+	good := content(t, dir, rootCert)
+	overwrite(rootCert, "")(t, dir)
+	for range 2 {
+		if err := a.Reload(); err == nil || !strings.Contains(err.Error(), "root.pem: is empty: ") {
+			t.Errorf("of an empty root.pem: %v", err)
+		}
+	}
+	overwrite(rootCert, good)(t, dir)
+	if err := a.Reload(); err != nil {
+		t.Error(err)
+	}
 }

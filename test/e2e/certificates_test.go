@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -455,6 +456,13 @@ func TestRevocation(t *testing.T) {
 		t.Error("with a broken trust file a revoked client is served")
 	}
 	e.must(exchange(b, "broken"))
+	// Nor does an emptied one, not even when it is told to be read.
+	e.reloads(d[1], "trust", "error", func() { e.replace(d[1].Node, "trust.yaml", "") })
+	e.reloads(d[1], "trust", "error", func() { e.must(d[1].Signal(syscall.SIGHUP)) })
+	if err := e.call(denied, app.Addr(4)); err == nil {
+		t.Error("with an emptied trust file a revoked client is served")
+	}
+	e.must(exchange(b, "emptied"))
 	// Taken off the list.
 	e.setTrust(nobody, d[1])
 	e.must(e.call(denied, app.Addr(4)))

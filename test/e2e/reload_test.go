@@ -273,7 +273,7 @@ func TestHangup(t *testing.T) {
 	e.must(err)
 	traffic := e.steady(e.Pod(1, 1), app.Addr(6))
 	for range 5 {
-		for _, file := range []string{"pods", "workloads"} {
+		for _, file := range []string{"pods", "workloads", "ca"} {
 			e.reloads(d[0], file, "ok", func() { e.must(d[0].Signal(syscall.SIGHUP)) })
 		}
 	}
