@@ -116,7 +116,7 @@ func TestYAMLReadsBack(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	for name, tt := range map[string]struct{ data, want string }{
-		"an unknown key":        {"mod: strict\n", "c.yaml:1:1: mod: unknown key; allowed: accessLog, bypass, cgroup, existing, identity, log, loops, mesh, metrics, mode, node, pods, policy, runDir, trustDomain, tunnel, workloads"},
+		"an unknown key":        {"mod: strict\n", "c.yaml:1:1: mod: unknown key; did you mean mode?; allowed: accessLog, bypass, cgroup, existing, identity, log, loops, mesh, metrics, mode, node, pods, policy, runDir, trustDomain, tunnel, workloads"},
 		"an unknown inner key":  {"identity:\n  ca:\n    ttl: 1h\n", "c.yaml:3:5: identity.ca.ttl: unknown key; allowed: dir, leafTTL"},
 		"another mode":          {"mode: disable\n", `c.yaml:1:7: mode: "disable" is not known; allowed: strict, permissive`},
 		"a node name":           {"node: {name: a b}\n", `c.yaml:1:14: node.name: "a b" is not valid; allowed: a host name, such as node-1`},
@@ -129,7 +129,7 @@ func TestParseRefuses(t *testing.T) {
 		"a mapped prefix":       {"mesh: {cidrs: [\"::ffff:10.0.0.0/104\"]}\n", `c.yaml:1:16: mesh.cidrs[0]: "::ffff:10.0.0.0/104" is an IPv4 range in IPv6 clothes; write it as IPv4; allowed: address ranges, such as 10.0.0.0/8 or fd00::/8`},
 		"IPv6 in braces":        {"mesh: {cidrs: [fd00::/8]}\n", `c.yaml:1:16: mesh.cidrs[0]: is a mapping (quote a value that has a colon); allowed: address ranges, such as 10.0.0.0/8 or fd00::/8`},
 		"negative loops":        {"loops: -1\n", `c.yaml:1:8: loops: "-1" is not valid; allowed: a whole number from 0 to 1024`},
-		"an address":            {"metrics: {address: localhost}\n", `c.yaml:1:20: metrics.address: not an ip:port; allowed: address:port, such as 127.0.0.1:15020`},
+		"an address":            {"metrics: {address: localhost}\n", `c.yaml:1:20: metrics.address: "localhost" is not an address and a port; allowed: address:port, such as 127.0.0.1:15020 or [::]:15020`},
 		"an access log format":  {"accessLog: {format: xml}\n", `c.yaml:1:21: accessLog.format: "xml" is not known; allowed: auto, json, text`},
 		"an access log queue":   {"accessLog: {queue: 0}\n", `c.yaml:1:20: accessLog.queue: "0" is not valid; allowed: a whole number from 1 to 1048576`},
 		"a log level":           {"log: {level: INFO}\n", `c.yaml:1:14: log.level: "INFO" is not known; allowed: debug, info, warn, error`},

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -136,7 +138,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 	o.Int("loops", &c.Loops, 0, maxLoops)
 	optional(o, "cgroup", &c.Cgroup, aDir+` of cgroup v2, or "" for its root`)
 	o.Object("metrics", func(o *strict.Object) {
-		strict.Scalar(o, "address", &c.Metrics.Address, "address:port, such as "+defaultMetrics, netip.ParseAddrPort)
+		strict.Scalar(o, "address", &c.Metrics.Address, "address:port, such as "+defaultMetrics+" or [::]:15020", parseAddrPort)
 	})
 	o.Object("accessLog", func(o *strict.Object) {
 		strict.Enum(o, "format", &c.AccessLog.Format, FormatAuto, FormatJSON, FormatText)
@@ -183,6 +185,26 @@ func parseNodeName(text string) (string, error) {
 		return "", fmt.Errorf("%q is not valid", text)
 	}
 	return text, nil
+}
+
+// parseAddrPort takes an address and a port; 0 lets the kernel choose one.
+func parseAddrPort(text string) (netip.AddrPort, error) {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q is not an address and a port", text)
+	}
+	if host == "" {
+		return netip.AddrPort{}, fmt.Errorf("%q has no address; 0.0.0.0 is each of the node's", text)
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q is no IP address", host)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q is no port; a port is from 0 to 65535", port)
+	}
+	return netip.AddrPortFrom(a, uint16(n)), nil
 }
 
 func parseLevel(text string) (slog.Level, error) {

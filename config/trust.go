@@ -102,29 +102,46 @@ func readRoots(path string) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	for {
 		var block *pem.Block
-		block, rest = pem.Decode(rest)
-		if block == nil {
+		before := rest
+		if block, rest = pem.Decode(rest); block == nil {
+			if len(certs) == 0 {
+				return nil, noRoots(path, before)
+			}
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("%s holds a %s, where only certificates belong", path, strings.ToLower(block.Type))
+			return nil, input.Wrong(path, "leave only certificates there", "holds a %s", strings.ToLower(block.Type))
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("%s: certificate %d: %w", path, len(certs)+1, err)
+			return nil, input.Wrong(path, mendRoots, "certificate %d is broken (%v)", len(certs)+1, err)
 		}
 		if !cert.IsCA {
-			return nil, fmt.Errorf("%s: certificate %d (%s) is not a CA's", path, len(certs)+1, cert.Subject)
+			return nil, input.Wrong(path, "leave only roots there", "certificate %d (%s) is not a CA's", len(certs)+1, cert.Subject)
 		}
 		certs = append(certs, cert)
 	}
-	if len(bytes.TrimSpace(rest)) > 0 && len(certs) > 0 {
-		return nil, fmt.Errorf("%s has something that is not PEM behind certificate %d", path, len(certs))
-	}
-	if len(certs) == 0 {
-		return nil, fmt.Errorf("%s holds no certificate", path)
+	if rest = bytes.TrimSpace(rest); bytes.HasPrefix(rest, []byte("-----BEGIN ")) {
+		return nil, input.Wrong(path, mendRoots, "is cut off, or broken, behind certificate %d", len(certs))
+	} else if len(rest) > 0 {
+		return nil, input.Wrong(path, "leave only certificates in PEM there", "has something that is not PEM behind certificate %d", len(certs))
 	}
 	return certs, nil
+}
+
+// mendRoots is what to do about a broken file of roots.
+const mendRoots = "fetch that domain's root certificates anew"
+
+// noRoots says why a file has no certificate.
+func noRoots(path string, data []byte) error {
+	problem := "holds no certificate in PEM"
+	switch data = bytes.TrimSpace(data); {
+	case len(data) == 0:
+		problem = "is empty"
+	case bytes.HasPrefix(data, []byte("-----BEGIN ")):
+		problem = "is cut off, or broken"
+	}
+	return input.Wrong(path, mendRoots, "%s", problem)
 }
 
 // parseSerial takes 3f:2a:9c, 3F2A9C and 0x3f2a9c, as the usual tools print it.

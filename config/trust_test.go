@@ -53,6 +53,8 @@ func parseTrust(t *testing.T, trust string) (*Trust, error) {
 		"leaf.pem":  certificate(t, false),
 		"key.pem":   pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1}}),
 		"empty.pem": nil,
+		"cut.pem":   root[:len(root)/2],
+		"text.pem":  []byte("hello\n"),
 		"tail.pem":  append(append([]byte{}, root...), "-----BEGIN CERT"...),
 		"bad.pem":   pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}}),
 	} {
@@ -107,17 +109,19 @@ deny:
 
 func TestParseTrustRefuses(t *testing.T) {
 	for name, tt := range map[string]struct{ data, want string }{
-		"an unknown key":       {"trusts: []\n", "trust.yaml:1:1: trusts: unknown key; allowed: deny, trust"},
+		"an unknown key":       {"trusts: []\n", "trust.yaml:1:1: trusts: unknown key; did you mean trust?; allowed: deny, trust"},
 		"no domain":            {"trust:\n- roots: [root.pem]\n", "trust.yaml:2:3: trust[0].domain: is missing; allowed: a SPIFFE trust domain"},
 		"no roots":             {"trust:\n- domain: a\n", "trust.yaml:2:3: trust[0].roots: is missing; allowed: paths of PEM files"},
 		"empty roots":          {"trust:\n- domain: a\n  roots: []\n", "trust.yaml:3:10: trust[0].roots: is empty; allowed: paths of PEM files"},
 		"a domain twice":       {"trust:\n- domain: a\n  roots: [root.pem]\n- domain: a\n  roots: [root.pem]\n", `trust.yaml:4:11: trust[1].domain: "a" is given twice`},
 		"a missing file":       {"trust:\n- domain: a\n  roots: [none.pem]\n", "trust.yaml:3:11: trust[0].roots[0]: "},
 		"a leaf":               {"trust:\n- domain: a\n  roots: [leaf.pem]\n", "certificate 1 (CN=partner) is not a CA's"},
-		"a key":                {"trust:\n- domain: a\n  roots: [key.pem]\n", "holds a private key, where only certificates belong"},
-		"an empty file":        {"trust:\n- domain: a\n  roots: [empty.pem]\n", "holds no certificate"},
-		"a torn file":          {"trust:\n- domain: a\n  roots: [tail.pem]\n", "not PEM behind certificate 1"},
-		"a broken certificate": {"trust:\n- domain: a\n  roots: [bad.pem]\n", "certificate 1: "},
+		"a key":                {"trust:\n- domain: a\n  roots: [key.pem]\n", "key.pem: holds a private key: leave only certificates there"},
+		"an empty file":        {"trust:\n- domain: a\n  roots: [empty.pem]\n", "empty.pem: is empty: fetch"},
+		"a torn file":          {"trust:\n- domain: a\n  roots: [tail.pem]\n", "tail.pem: is cut off, or broken, behind certificate 1"},
+		"a file that is cut":   {"trust:\n- domain: a\n  roots: [cut.pem]\n", "cut.pem: is cut off, or broken: fetch that domain's root certificates anew; allowed"},
+		"no PEM":               {"trust:\n- domain: a\n  roots: [text.pem]\n", "text.pem: holds no certificate in PEM: "},
+		"a broken certificate": {"trust:\n- domain: a\n  roots: [bad.pem]\n", "bad.pem: certificate 1 is broken ("},
 		"a serial":             {"deny: {serials: [xyz]}\n", `trust.yaml:1:18: deny.serials[0]: "xyz" is not valid; allowed: serial numbers in hexadecimal`},
 		"a negative serial":    {"deny: {serials: [-5]}\n", `deny.serials[0]: "-5" is not valid`},
 		"a long serial":        {"deny: {serials: [" + strings.Repeat("ff", 21) + "]}\n", "is longer than the 20 bytes of RFC 5280"},

@@ -162,7 +162,7 @@ func TestParseModes(t *testing.T) {
 func TestParseModesRefuses(t *testing.T) {
 	const port, mode = "a port from 1 to 65535", "strict, permissive"
 	for name, tt := range map[string]struct{ data, want string }{
-		"an unknown key":        {"- {name: a, mode: strict, port: 5}", "p.yaml:2:27: modes[0].port: unknown key; allowed: mode, name, namespace, ports, workload"},
+		"an unknown key":        {"- {name: a, mode: strict, port: 5}", "p.yaml:2:27: modes[0].port: unknown key; did you mean ports?; allowed: mode, name, namespace, ports, workload"},
 		"no name":               {"- {mode: strict}", "p.yaml:2:4: modes[0].name: is missing; allowed: a Kubernetes name: lower-case letters, digits, - and ., at most 253 of them"},
 		"a built-in name":       {"- {name: default-mode, mode: strict}", `p.yaml:2:10: modes[0].name: "default-mode" is built in; allowed: any other name`},
 		"a name twice":          {"- {name: a, mode: strict}\n- {name: a, namespace: b, mode: strict}", `p.yaml:3:10: modes[1].name: "a" is also that of line 2; allowed: each name once`},

@@ -64,7 +64,7 @@ func TestParseFileRefuses(t *testing.T) {
 	const good = "  denySource: [spiffe://cluster.local/ns/demo/sa/batch]\n"
 	const ids = "a SPIFFE ID, such as spiffe://cluster.local/ns/demo/sa/web"
 	for name, tt := range map[string]struct{ data, want string }{
-		"an unknown key":   {"rule: []\n", "p.yaml:1:1: rule: unknown key; allowed: modes, rules"},
+		"an unknown key":   {"rule: []\n", "p.yaml:1:1: rule: unknown key; did you mean rules?; allowed: modes, rules"},
 		"an allow rule":    {"rules:\n- name: a\n  allowSource: []\n" + good, "p.yaml:3:3: rules[0].allowSource: unknown key; allowed: denySource, name"},
 		"no name":          {"rules:\n-" + good[1:], "p.yaml:2:3: rules[0].name: is missing; allowed: a Kubernetes name: lower-case letters, digits, - and ., at most 253 of them"},
 		"a name twice":     {"rules:\n- name: a\n" + good + "- name: a\n" + good, `p.yaml:4:9: rules[1].name: "a" is also that of line 2; allowed: each name once`},
@@ -73,7 +73,7 @@ func TestParseFileRefuses(t *testing.T) {
 		"an empty list":    {"rules:\n- name: a\n  denySource: []\n", "p.yaml:3:15: rules[0].denySource: is empty; allowed: one SPIFFE ID or more"},
 		"no SPIFFE ID":     {"rules:\n- name: a\n  denySource: [batch]\n", `p.yaml:3:16: rules[0].denySource[0]: "batch" is not valid: scheme is missing or invalid; allowed: ` + ids},
 		"a wildcard":       {"rules:\n- name: a\n  denySource: [spiffe://cluster.local/ns/demo/sa/*]\n", `p.yaml:3:16: rules[0].denySource[0]: "spiffe://cluster.local/ns/demo/sa/*" is not valid: path segment characters are limited to letters, numbers, dots, dashes, and underscores; allowed: ` + ids},
-		"one, not a list":  {"rules:\n- name: a\n  denySource: spiffe://cluster.local/ns/demo/sa/batch\n", "p.yaml:3:15: rules[0].denySource: is text; allowed: a list of: " + ids},
+		"one, not a list":  {"rules:\n- name: a\n  denySource: spiffe://cluster.local/ns/demo/sa/batch\n", "p.yaml:3:15: rules[0].denySource: is text; allowed: a list in [ ] of: " + ids},
 		"an empty rule":    {"rules:\n-\n", "p.yaml:2:3: rules[0]: is empty; allowed: a mapping (key: value)"},
 		"rules as mapping": {"rules: {}\n", "p.yaml:1:1: rules: is a mapping; allowed: a list of mappings"},
 	} {

@@ -4,6 +4,7 @@ package strict
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,17 +69,68 @@ func (o *Object) take(name string) (ast.Node, bool) {
 	return v.Value, true
 }
 
-// finish reports every key that was not asked for.
+// finish reports every key that was not asked for. What else was said of the
+// object's own keys is then left out: a misspelt key makes another one missing, and
+// a mapping another one than was meant.
 func (o *Object) finish() {
-	for name, v := range o.fields {
-		if slices.Contains(o.known, name) {
-			continue
-		}
-		known := slices.Clone(o.known)
-		slices.Sort(known)
-		known = slices.Compact(known)
-		o.doc.fail(v.Key.GetToken(), o.path+name, strings.Join(known, ", "), "unknown key")
+	known := slices.Clone(o.known)
+	slices.Sort(known)
+	known = slices.Compact(known)
+	left := slices.DeleteFunc(slices.Sorted(maps.Keys(o.fields)), func(name string) bool { return slices.Contains(known, name) })
+	if len(left) == 0 {
+		return
 	}
+	o.doc.errors = slices.DeleteFunc(o.doc.errors, func(e *Error) bool {
+		name, of := strings.CutPrefix(e.Key, o.path)
+		return of && slices.Contains(known, name)
+	})
+	for _, name := range left {
+		problem := "unknown key"
+		if meant := nearest(name, known); meant != "" && len(known) > 1 {
+			problem += "; did you mean " + meant + "?"
+		}
+		o.doc.fail(o.fields[name].Key.GetToken(), o.path+name, strings.Join(known, ", "), problem)
+	}
+}
+
+// nearest returns the word that a misspelt one may be meant to be; empty: each
+// differs in a third of its letters or more.
+func nearest(name string, words []string) (found string) {
+	if len(name) > maxMisspelt {
+		return ""
+	}
+	least := maxMisspelt
+	for _, w := range words {
+		d := distance(strings.ToLower(name), strings.ToLower(w))
+		if d < least && 3*d < max(len(name), len(w)) {
+			found, least = w, d
+		}
+	}
+	return found
+}
+
+// maxMisspelt bounds what is compared: no key of ours is as long, in bytes.
+const maxMisspelt = 32
+
+// distance counts the letters to add, take away or replace, after Levenshtein.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		corner := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := corner
+			if a[i] != b[j] {
+				change++
+			}
+			corner = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 // Has says whether the key is there.
@@ -99,7 +151,7 @@ func (o *Object) Line(name string) int {
 
 func (o *Object) token(name string) *token.Token {
 	if v, ok := o.fields[name]; ok {
-		if k := kind(v.Value); k != "a mapping" && k != "nothing" {
+		if k := kind(v.Value); k != "a mapping" && k != nothing {
 			return begin(v.Value)
 		}
 		return v.Key.GetToken()
@@ -126,7 +178,7 @@ func (o *Object) RequireList(name, allowed string) {
 		o.Fail(name, allowed, "is missing")
 		return
 	}
-	if seq, ok := v.Value.(*ast.SequenceNode); kind(v.Value) == "nothing" || ok && len(seq.Values) == 0 {
+	if seq, ok := v.Value.(*ast.SequenceNode); kind(v.Value) == nothing || ok && len(seq.Values) == 0 {
 		o.Fail(name, allowed, "is empty")
 	}
 }
@@ -148,7 +200,7 @@ func (o *Object) Object(name string, read func(*Object)) {
 func (o *Object) Objects(name string, read func(*Object)) {
 	for i, n := range o.sequence(name, "a list of mappings") {
 		path := o.path + name + "[" + strconv.Itoa(i) + "]."
-		if kind(n) == "nothing" {
+		if kind(n) == nothing {
 			o.doc.fail(begin(n), strings.TrimSuffix(path, "."), "a mapping (key: value)", "is empty")
 			continue
 		}
@@ -160,7 +212,7 @@ func (o *Object) Objects(name string, read func(*Object)) {
 
 func (o *Object) sequence(name, allowed string) []ast.Node {
 	n, ok := o.take(name)
-	if !ok || kind(n) == "nothing" {
+	if !ok || kind(n) == nothing {
 		return nil
 	}
 	seq, ok := n.(*ast.SequenceNode)
@@ -185,7 +237,7 @@ func (o *Object) String(name string, dst *string, allowed string) {
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
 		o.Fail(name, allowed, "is %s, to YAML; quote it: %q", kind(n), n.GetToken().Value)
 	default:
-		o.Fail(name, allowed, "is %s", kind(n))
+		o.Fail(name, allowed, "%s", notScalar(n))
 	}
 }
 
@@ -257,10 +309,14 @@ func scalar(n ast.Node) (string, bool) {
 // notScalar says what stands where a single value belongs. The parser takes an
 // IPv6 address in a list inside { } for a mapping.
 func notScalar(n ast.Node) string {
-	if kind(n) == "a mapping" {
+	switch k := kind(n); k {
+	case "a mapping":
 		return "is a mapping (quote a value that has a colon)"
+	case nothing:
+		return "has no value"
+	default:
+		return "is " + k
 	}
-	return "is " + kind(n)
 }
 
 // Scalar reads a single value by parse, whose error says what is wrong with it.
@@ -290,7 +346,7 @@ func List[T any](o *Object, name string, dst *[]T, allowed string, parse func(st
 		return
 	}
 	var list []T
-	for i, n := range o.sequence(name, "a list of: "+allowed) {
+	for i, n := range o.sequence(name, "a list in [ ] of: "+allowed) {
 		key := o.path + name + "[" + strconv.Itoa(i) + "]"
 		text, ok := scalar(n)
 		if !ok {
@@ -336,7 +392,7 @@ func Map[K comparable, V any](o *Object, name string, dst *map[K]V, keys string,
 	}
 	if len(fields) == 0 {
 		problem := "is " + kind(n)
-		if k := kind(n); k == "nothing" || k == "a mapping" {
+		if k := kind(n); k == nothing || k == "a mapping" {
 			problem = "is empty"
 		}
 		o.Fail(name, "a mapping from "+keys+" to one of "+values, "%s", problem)

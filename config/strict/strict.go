@@ -6,7 +6,8 @@
 // what would have been allowed. A reader asks an Object for the keys it knows;
 // what nobody asked for is unknown, so that no list of keys is kept twice.
 //
-// Of several mistakes the first one in the file is reported. The package opens
+// Of several mistakes the first one in the file is reported, but a mapping's
+// unknown key before the other mistakes at its keys, which may follow from it. The package opens
 // no files and keeps nothing.
 package strict
 
@@ -120,8 +121,13 @@ func (d *document) syntax(err error) error {
 	}
 	if errors.As(err, &located) {
 		problem, allowed := located.GetMessage(), ""
-		if strings.Contains(problem, "tab character") || strings.Contains(problem, "'\t'") {
+		switch {
+		case strings.Contains(problem, "tab character"), strings.Contains(problem, "'\t'"):
 			problem, allowed = "a tab where only spaces may stand", "spaces as indentation"
+		case strings.Contains(problem, "sequence end token"):
+			problem, allowed = "[ is not closed", "a list from [ to ]"
+		case strings.Contains(problem, "mapping end token"), strings.Contains(problem, "could not find flow mapping end"):
+			problem, allowed = "{ is not closed", "a mapping from { to }"
 		}
 		d.fail(located.GetToken(), "", allowed, "not valid YAML: "+problem)
 	} else {
@@ -138,11 +144,14 @@ func begin(n ast.Node) *token.Token {
 	return n.GetToken()
 }
 
+// nothing is the kind of a value that is not there, or null.
+const nothing = "nothing"
+
 // kind names what stands at n, in words for an operator.
 func kind(n ast.Node) string {
 	switch n.(type) {
 	case nil, *ast.NullNode:
-		return "nothing"
+		return nothing
 	case *ast.MappingNode, *ast.MappingValueNode:
 		return "a mapping"
 	case *ast.SequenceNode:
@@ -154,9 +163,9 @@ func kind(n ast.Node) string {
 	case *ast.BoolNode:
 		return "true or false"
 	case *ast.AnchorNode, *ast.AliasNode, *ast.MergeKeyNode:
-		return "an anchor or an alias"
+		return "an anchor or an alias, which is not taken"
 	case *ast.TagNode:
-		return "a tag"
+		return "a tag, which is not taken"
 	default:
 		return "something else"
 	}

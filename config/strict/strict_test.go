@@ -37,6 +37,7 @@ func read(data string) (shape, error) {
 		o.Objects("items", func(o *Object) {
 			var name string
 			o.RequireName("name", &name)
+			o.String("text", &name, "text")
 			s.Items = append(s.Items, name)
 		})
 	})
@@ -76,8 +77,13 @@ func TestReadRefuses(t *testing.T) {
 		data string
 		want Error
 	}{
-		"an unknown key":           {"txt: a\n", Error{Line: 1, Column: 1, Key: "txt", Problem: "unknown key", Allowed: keys}},
-		"an unknown key inside":    {"items:\n- name: a\n  nme: b\n", Error{Line: 3, Column: 3, Key: "items[0].nme", Problem: "unknown key", Allowed: "name"}},
+		"an unknown key":           {"txt: a\n", Error{Line: 1, Column: 1, Key: "txt", Problem: "unknown key; did you mean text?", Allowed: keys}},
+		"an unknown key inside":    {"items:\n- name: a\n  nme: b\n", Error{Line: 3, Column: 3, Key: "items[0].nme", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
+		"a misspelt needed key":    {"items:\n- {text: b, nam: c}\n", Error{Line: 2, Column: 13, Key: "items[0].nam", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
+		"behind another mistake":   {"number: 10\nitems:\n- {nam: c}\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number from 1 to 9"}},
+		"a key in capitals":        {"NUMBER: 3\n", Error{Line: 1, Column: 1, Key: "NUMBER", Problem: "unknown key; did you mean number?", Allowed: keys}},
+		"a bracket that is open":   {"names: [a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: [ is not closed", Allowed: "a list from [ to ]"}},
+		"a brace that is open":     {"inner: {name: a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: { is not closed", Allowed: "a mapping from { to }"}},
 		"the first of two":         {"zzz: 1\naaa: 1\n", Error{Line: 1, Column: 1, Key: "zzz", Problem: "unknown key", Allowed: keys}},
 		"a key twice":              {"text: a\ntext: b\n", Error{Line: 2, Column: 1, Key: "text", Problem: "is given twice, first in line 1", Allowed: "each key once"}},
 		"a number as text":         {"text: 5\n", Error{Line: 1, Column: 7, Key: "text", Problem: `is a number, to YAML; quote it: "5"`, Allowed: "text"}},
@@ -85,17 +91,17 @@ func TestReadRefuses(t *testing.T) {
 		"a number out of range":    {"number: 10\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number from 1 to 9"}},
 		"a duration without unit":  {"wait: 10\n", Error{Line: 1, Column: 7, Key: "wait", Problem: `"10" is not valid`, Allowed: "a duration with a unit, from 1s to 1h, such as 10s or 5m"}},
 		"an unknown word":          {"kind: c\n", Error{Line: 1, Column: 7, Key: "kind", Problem: `"c" is not known`, Allowed: "a, b"}},
-		"a scalar for a list":      {"names: a\n", Error{Line: 1, Column: 8, Key: "names", Problem: "is text", Allowed: "a list of: names"}},
+		"a scalar for a list":      {"names: a\n", Error{Line: 1, Column: 8, Key: "names", Problem: "is text", Allowed: "a list in [ ] of: names"}},
 		"a list for a scalar":      {"text: [a]\n", Error{Line: 1, Column: 7, Key: "text", Problem: "is a list", Allowed: "text"}},
 		"a list for a mapping":     {"inner: [a]\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is a list", Allowed: "a mapping (key: value)"}},
 		"a mapping in a list":      {"names:\n- a: b\n", Error{Line: 2, Column: 3, Key: "names[0]", Problem: "is a mapping (quote a value that has a colon)", Allowed: "names"}},
-		"an empty scalar":          {"text:\n", Error{Line: 1, Column: 1, Key: "text", Problem: "is nothing", Allowed: "text"}},
+		"an empty scalar":          {"text:\n", Error{Line: 1, Column: 1, Key: "text", Problem: "has no value", Allowed: "text"}},
 		"an empty item":            {"items:\n-\n", Error{Line: 2, Column: 3, Key: "items[0]", Problem: "is empty", Allowed: "a mapping (key: value)"}},
 		"a missing key in an item": {"items:\n- name: a\n- {}\n", Error{Line: 3, Column: 3, Key: "items[1].name", Problem: "is missing", Allowed: nameAllowed}},
-		"an anchor":                {"inner: &a {name: b}\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias", Allowed: "a mapping (key: value)"}},
-		"an alias":                 {"inner: *a\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias", Allowed: "a mapping (key: value)"}},
+		"an anchor":                {"inner: &a {name: b}\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias, which is not taken", Allowed: "a mapping (key: value)"}},
+		"an alias":                 {"inner: *a\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias, which is not taken", Allowed: "a mapping (key: value)"}},
 		"a merge":                  {"<<: {}\n", Error{Line: 1, Column: 1, Key: "<<", Problem: "is not a plain key", Allowed: "plain words as keys"}},
-		"a tag":                    {"number: !!int 3\n", Error{Line: 1, Column: 9, Key: "number", Problem: "is a tag", Allowed: "a whole number from 1 to 9"}},
+		"a tag":                    {"number: !!int 3\n", Error{Line: 1, Column: 9, Key: "number", Problem: "is a tag, which is not taken", Allowed: "a whole number from 1 to 9"}},
 		"a list at the root":       {"- a\n", Error{Line: 1, Column: 1, Problem: "is a list", Allowed: "a mapping (key: value)"}},
 		"two documents":            {"text: a\n---\ntext: b\n", Error{Line: 3, Column: 1, Problem: "has a second document", Allowed: "one document, without ---"}},
 		"no YAML":                  {"a: b: c\n", Error{Line: 1, Column: 4, Problem: "not valid YAML: mapping value is not allowed in this context"}},
