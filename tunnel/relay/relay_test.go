@@ -68,10 +68,11 @@ func TestManyStreamsAtOnce(t *testing.T) {
 }
 
 func TestStuckReaderStallsNobody(t *testing.T) {
-	release := make(chan struct{})
+	release, stuck := make(chan struct{}), make(chan struct{})
 	var others atomic.Bool // the first one is stuck
 	r := newRig(t, 2, func(c net.Conn) {
 		if !others.Swap(true) {
+			close(stuck)
 			<-release
 			_, _ = io.Copy(io.Discard, c)
 			return
@@ -81,6 +82,7 @@ func TestStuckReaderStallsNobody(t *testing.T) {
 	let := sync.OnceFunc(func() { close(release) })
 	t.Cleanup(let)
 	s := r.dial()
+	receive(t, stuck, "the stuck application") // another might else be the first to run
 	wrote := make(chan struct{})
 	go func() { defer close(wrote); _, _ = s.Write(make([]byte, 64<<20)) }()
 	var all sync.WaitGroup
