@@ -302,6 +302,7 @@ func TestStoppedAuthority(t *testing.T) {
 			app, err := e.Pod(2, 1).Echo(8080)
 			e.must(err)
 			held := e.connect(e.Pod(1, 1), app.Addr(4))
+			e.must(held.SetDeadline(time.Now().Add(scaled(time.Minute)))) // it outlives the authority
 			e.must(exchange(held, "before"))
 			e.must(e.call(e.Pod(1, 1), app.Addr(4))) // the control: before its end
 			if n := e.sum(stopped, failures); n != 0 || time.Now().After(over) {
