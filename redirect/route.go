@@ -55,11 +55,13 @@ func localRoute(a netip.Addr) *netlink.Route {
 const lastMetric = 1 << 20
 
 // lastRoute is `unreachable default`: the local route goes with its address, and
-// what has the mark would then leave by the main table, in plaintext.
+// what has the mark would then leave by the main table, in plaintext. Its scope is
+// the local route's: a wider one is passed over for sockets with SO_DONTROUTE.
 func lastRoute(a netip.Addr) *netlink.Route {
 	return &netlink.Route{
 		Table:    table,
 		Type:     unix.RTN_UNREACHABLE,
+		Scope:    netlink.SCOPE_HOST,
 		Dst:      anyPrefix(a),
 		Priority: lastMetric,
 		Protocol: protocol,
