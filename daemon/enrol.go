@@ -63,6 +63,9 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 			return
 		}
 		out.unserve()
+		if out.beside != nil {
+			e.existing.remove(out.beside)
+		}
 		switch {
 		case captured: // it is ours, and does not work: refused until it does
 			err = errors.Join(err, out.steered.Leave())
@@ -102,11 +105,11 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 		return nil, err
 	}
 	captured = true
+	out.beside = e.existing.add(p.Key(), out.steered, out.served) // the hooks are on: there come no more
 	if err := out.steered.Probe(ctx); err != nil {
 		return nil, err
 	}
 	e.log.Info("pod enrolled", "pod", p.Key(), "identity", p.Identity().String(), "addresses", addrs)
-	out.beside = e.existing.add(p.Key(), out.steered, out.served) // the hooks are on: there come no more
 	return out, nil
 }
 
