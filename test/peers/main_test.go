@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package peers runs the real daemon against foreign implementations of what it
+// speaks: Envoy, Node.js and, where there is one, Istio's ztunnel, each as client
+// of ours and as server for ours. The foreign process runs in a pod of node 1,
+// which has no daemon; the daemon is node 2's. What is asked of all of them is in
+// conversation_test.go, and of each in its own file. Needs root.
+package peers
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"flag"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/testca"
+)
+
+// prefix begins the names of all that these tests make.
+const prefix = "culvert-peers"
+
+const (
+	hbonePort = 15008 // the tunnel's, between pods
+	appPort   = 8080  // of the application behind the tunnel
+)
+
+// ztunnel is the daemon's binary, built by TestMain unless it is given.
+var ztunnel string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "the tests with foreign peers make network namespaces and load BPF programs: run them as root (make test)")
+		return 1
+	}
+	flag.StringVar(&ztunnel, "ztunnel", "", "the `path` of a ztunnel, instead of building one")
+	flag.Parse()
+	if ztunnel == "" {
+		dir, err := os.MkdirTemp("", prefix)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		ztunnel = filepath.Join(dir, "ztunnel")
+		build := exec.Command("go", "build", "-o", ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build ztunnel: %v\n%s", err, out)
+			return 1
+		}
+	}
+	if _, err := lab.Sweep(context.Background(), prefix); err != nil {
+		fmt.Fprintln(os.Stderr, "sweep:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// absent ends a test whose peer is not here: a skip by hand, a failure where
+// CULVERT_REQUIRE_PEERS says that it has to be here.
+func absent(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("CULVERT_REQUIRE_PEERS") != "" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// env is a lab of two nodes with three pods each, and a daemon on the second.
+type env struct {
+	*lab.Lab
+	t      *testing.T
+	ctx    context.Context
+	ca     *testca.CA // below the lab's root
+	daemon *lab.Daemon
+	ours   *lab.Pod // enrolled by the daemon
+	theirs *lab.Pod // the foreign peer's
+}
+
+// setup builds the lab, without the daemon.
+func setup(t *testing.T) *env {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute*slowness())
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	e := &env{Lab: l, t: t, ctx: ctx, ours: l.Pod(2, 1), theirs: l.Pod(1, 1)}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, pattern := range []string{"*/ztunnel.log", "*/access.log", "*/peer*.log"} {
+				found, _ := filepath.Glob(filepath.Join(l.Dir, pattern))
+				for _, f := range found {
+					if b, err := os.ReadFile(f); err == nil {
+						lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+						t.Logf("%s:\n%s", f, strings.Join(lines[max(0, len(lines)-8):], "\n"))
+					}
+				}
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Errorf("close lab: %v", err)
+		}
+		cancel()
+	})
+	e.must(l.Nodes[1].Configure(lab.DaemonConfig{})) // makes the root
+	e.ca = e.authority()
+	return e
+}
+
+// start starts the daemon. It knows all pods as workloads.
+func (e *env) start(settings map[string]any) {
+	e.t.Helper()
+	n := e.Nodes[1]
+	var err error
+	e.daemon, err = n.StartDaemon(e.ctx, lab.DaemonConfig{Binary: ztunnel, Pods: n.Pods[:1], Settings: settings})
+	e.must(err)
+}
+
+// in is the same lab for a subtest.
+func (e *env) in(t *testing.T) *env {
+	sub := *e
+	sub.t = t
+	return &sub
+}
+
+func (e *env) must(err error) {
+	e.t.Helper()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// authority is a CA below the lab's root.
+func (e *env) authority() *testca.CA {
+	e.t.Helper()
+	block := func(name string) []byte {
+		b, err := os.ReadFile(filepath.Join(e.RootDir(), name))
+		e.must(err)
+		p, _ := pem.Decode(b)
+		if p == nil {
+			e.t.Fatalf("%s holds no PEM block", name)
+		}
+		return p.Bytes
+	}
+	root, err := x509.ParseCertificate(block("root.pem"))
+	e.must(err)
+	key, err := x509.ParsePKCS8PrivateKey(block("root.key"))
+	e.must(err)
+	ca, err := testca.Under(spiffeid.RequireTrustDomainFromString(lab.TrustDomain), root, key.(crypto.Signer))
+	e.must(err)
+	return ca
+}
+
+// files are those of a certificate, as foreign peers read them.
+type files struct{ Cert, Key, Root string }
+
+// certificate writes an SVID, its key and the root of who is to be trusted, to
+// files of a name. Files that are there are replaced at once.
+func (e *env) certificate(name string, by, trusted *testca.CA, id string, options ...testca.Option) files {
+	e.t.Helper()
+	svid, err := by.SVID(spiffeid.RequireFromString(id), options...)
+	e.must(err)
+	key, err := x509.MarshalPKCS8PrivateKey(svid.Key)
+	e.must(err)
+	var chain []byte
+	for _, c := range svid.Certificates {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	dir := filepath.Join(e.Dir, "certificates")
+	e.must(os.MkdirAll(dir, 0o700))
+	f := files{filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key"), filepath.Join(dir, name+".root.pem")}
+	for path, content := range map[string][]byte{
+		f.Cert: chain,
+		f.Key:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
+		f.Root: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: trusted.Root.Raw}),
+	} {
+		e.must(os.WriteFile(path+".new", content, 0o600))
+		e.must(os.Rename(path+".new", path))
+	}
+	return f
+}
+
+// foreignCA is one that nobody of the mesh trusts, of the same trust domain.
+func (e *env) foreignCA() *testca.CA {
+	e.t.Helper()
+	ca, err := testca.New(lab.TrustDomain)
+	e.must(err)
+	return ca
+}
+
+// open starts a foreign peer in a pod; what it says goes to a file that is shown
+// when the test fails.
+func (e *env) open(p *lab.Pod, name string, cmd *exec.Cmd) *lab.Process {
+	e.t.Helper()
+	f, err := os.OpenFile(filepath.Join(p.Node.Dir, "peer-"+name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	e.must(err)
+	defer f.Close() // the child has its own
+	if cmd.Stdout == nil {
+		cmd.Stdout = f
+	}
+	cmd.Stderr = f
+	proc, err := p.Start(cmd)
+	e.must(err)
+	return proc
+}
+
+// listening waits until something listens at an address of a pod.
+func (e *env) listening(p *lab.Pod, at netip.AddrPort, proc *lab.Process) {
+	e.t.Helper()
+	e.must(lab.Until(e.ctx, fmt.Sprintf("%s listens in %s", at, p.Name), func() error {
+		c, err := p.Dial(e.ctx, at)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}, ended(proc), soon()))
+}
+
+func ended(p *lab.Process) func() error {
+	return func() error {
+		select {
+		case <-p.Done():
+			return fmt.Errorf("the foreign peer has ended: %w", p.Wait(context.Background()))
+		default:
+			return nil
+		}
+	}
+}
+
+// patience is how long anything may take that takes no time.
+func patience() time.Duration { return 10 * time.Second * slowness() }
+
+// soon ends a wait.
+func soon() func() error {
+	end := time.Now().Add(patience())
+	return func() error {
+		if time.Now().After(end) {
+			return fmt.Errorf("has waited for %v", patience())
+		}
+		return nil
+	}
+}
+
+// slowness is by how much an emulated machine is slower, as it says itself.
+func slowness() time.Duration {
+	n, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
+	return time.Duration(max(n, 1))
+}
+
+// families runs a test for IPv4 and IPv6.
+func families(e *env, f func(e *env, family int)) {
+	for _, v := range []int{4, 6} {
+		e.t.Run(fmt.Sprintf("v%d", v), func(t *testing.T) { f(e.in(t), v) })
+	}
+}
+
+// isReset reports whether an error is a reset, as an application sees it.
+func isReset(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "connection reset") || strings.Contains(err.Error(), "broken pipe"))
+}
+
+// connect makes a TCP connection from a pod, of use for as long as a GiB takes.
+func connect(e *env, p *lab.Pod, to netip.AddrPort) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(e.ctx, patience())
+	defer cancel()
+	c, err := p.Dial(ctx, to)
+	if err == nil {
+		_ = c.SetDeadline(time.Now().Add(4 * patience()))
+		e.t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}

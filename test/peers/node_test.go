@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peers
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/testca"
+)
+
+// nodeBinary is the system's, or what PEER_NODE names.
+func nodeBinary(t *testing.T) string {
+	t.Helper()
+	name := os.Getenv("PEER_NODE")
+	if name == "" {
+		name = "node"
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		absent(t, fmt.Sprintf("no Node.js here: install nodejs, or name its binary by PEER_NODE (%v)", err))
+	}
+	return path
+}
+
+// nodejs is a running node.js, the file beside this one.
+type nodejs struct {
+	*lab.Process
+	orders io.Writer
+	said   string // the file of what it says
+	read   int    // bytes of it
+}
+
+func startNode(e *env, binary string, p *lab.Pod, name string, config object) *nodejs {
+	e.t.Helper()
+	script, err := filepath.Abs("node.js")
+	e.must(err)
+	b, err := json.Marshal(config)
+	e.must(err)
+	n := &nodejs{said: filepath.Join(p.Node.Dir, "peer-node-"+name+".said.log")}
+	f, err := os.Create(n.said)
+	e.must(err)
+	defer f.Close() // the child has its own
+	// Its standard input is open for as long as the test is.
+	r, w, err := os.Pipe()
+	e.must(err)
+	defer r.Close()
+	e.t.Cleanup(func() { w.Close() })
+	cmd := exec.Command(binary, script, string(b))
+	cmd.Stdin, cmd.Stdout = r, f
+	n.orders, n.Process = w, e.open(p, "node-"+name, cmd)
+	v := n.hears(e, "ready", nil)
+	e.t.Logf("Node.js %v, nghttp2 %v, OpenSSL %v", v["node"], v["nghttp2"], v["openssl"])
+	return n
+}
+
+// hears waits for the next event of a kind that has these fields.
+func (n *nodejs) hears(e *env, event string, fields object) (found object) {
+	e.t.Helper()
+	at := n.read
+	e.must(lab.Until(e.ctx, fmt.Sprintf("Node.js says %s %v", event, fields), func() error {
+		b, err := os.ReadFile(n.said)
+		if err != nil {
+			return err
+		}
+		for rest := string(b[at:]); ; {
+			line, after, whole := strings.Cut(rest, "\n")
+			if !whole {
+				return fmt.Errorf("it has said %q", b[at:])
+			}
+			rest = after
+			found = nil
+			if err := json.Unmarshal([]byte(line), &found); err != nil {
+				return err
+			}
+			same := found["event"] == event
+			for k, v := range fields {
+				same = same && fmt.Sprint(found[k]) == fmt.Sprint(v)
+			}
+			if same {
+				n.read = len(b) - len(rest)
+				return nil
+			}
+		}
+	}, ended(n.Process), soon()))
+	return found
+}
+
+// is tells it to do something, and waits until it has.
+func (n *nodejs) is(e *env, order string) {
+	e.t.Helper()
+	_, err := fmt.Fprintf(n.orders, "{\"do\":%q}\n", order)
+	e.must(err)
+	n.hears(e, "done", object{"do": order})
+}
+
+// TestNodeClient: Node.js as client of our server.
+func TestNodeClient(t *testing.T) {
+	binary := nodeBinary(t)
+	e := setup(t)
+	e.start(denying(e))
+	app := serve(e, e.ours)
+	certs := clientFiles(e)
+	var ks, rs list
+	for _, family := range []int{4, 6} {
+		for _, kind := range kinds {
+			ks = append(ks, object{
+				"name": named(kind, family), "at": netip.AddrPortFrom(e.ours.Addr(family), hbonePort).String(),
+				"files": certs[kind], "expect": expected(e, kind),
+			})
+		}
+	}
+	for _, r := range routes(e) {
+		rs = append(rs, object{"name": r.name, "cluster": r.cluster, "authority": r.authority})
+	}
+	n := startNode(e, binary, e.theirs, "client", object{"kinds": ks, "routes": rs, "first": firstPort})
+	e.listening(e.theirs, portOf(e, named("own", 6)), n.Process) // the last of them
+	good := by(app, "good")
+	good.converse(e)
+	e.t.Run("RefusedConnect", func(t *testing.T) {
+		families(e.in(t), func(e *env, family int) {
+			for _, r := range refusals {
+				watch := e.watch("inbound")
+				if err := by(app, r.route).sees(e, family); !isReset(err) {
+					e.t.Errorf("%s: the application saw %v, want a reset", r.route, err)
+				}
+				n.hears(e, "refused", object{"route": named(r.route, family), "status": r.status, "reason": r.reason})
+				watch.ended(e, r.dst(e, family), r.reason)
+			}
+			good.carries(e, family) // the control
+		})
+	})
+	e.t.Run("RefusedCertificate", func(t *testing.T) {
+		families(e.in(t), func(e *env, family int) {
+			// Ours refuses its: it hears which alert.
+			watch := e.watch("inbound")
+			if err := by(app, "unknown").sees(e, family); !isReset(err) {
+				e.t.Errorf("the application saw %v, want a reset", err)
+			}
+			watch.refused(e, "reason=chain_validation_failed", "reporter=destination")
+			n.hears(e, "failed", object{"route": named("unknown", family), "code": "ERR_SSL_TLSV1_ALERT_UNKNOWN_CA"})
+			// It refuses ours: after the handshake, and without an alert, so
+			// that there is nothing for us to report.
+			if err := by(app, "elsewhere").sees(e, family); !isReset(err) {
+				e.t.Errorf("the application saw %v, want a reset", err)
+			}
+			n.hears(e, "error", object{"kind": named("elsewhere", family), "message": "is " + e.ours.Identity()})
+			good.carries(e, family) // the control
+		})
+	})
+	e.t.Run("GoAway", func(t *testing.T) {
+		t.Run("ours", func(t *testing.T) {
+			families(e.in(t), func(e *env, family int) {
+				kind := named("short", family)
+				e.certificate("short", e.ca, e.ca, e.theirs.Identity(), testca.ValidFor(short))
+				by(app, "short").goesOn(e, family, func() { // at the end of the client's certificate
+					n.hears(e, "goaway", object{"kind": kind, "code": 0})
+					e.certificate("short", e.ca, e.ca, e.theirs.Identity())
+				})()
+				n.hears(e, "closed", object{"kind": kind})
+			})
+		})
+		t.Run("theirs", func(t *testing.T) {
+			families(e.in(t), func(e *env, family int) {
+				good.goesOn(e, family, func() { n.is(e, "goaway") })()
+				n.hears(e, "closed", object{"kind": named("good", family)})
+			})
+		})
+	})
+	e.t.Run("Rekey", noRekeying("Node.js"))
+}
+
+// TestNodeServer: Node.js as server for our client.
+func TestNodeServer(t *testing.T) {
+	binary := nodeBinary(t)
+	e := setup(t)
+	e.start(nil)
+	app := serve(e, e.theirs)
+	statuses := object{}
+	for _, a := range answers {
+		if a.status != 0 {
+			statuses[fmt.Sprint(a.port)] = a.status
+		}
+	}
+	start := func(p *lab.Pod, name string, f files, expect string) *nodejs {
+		return startNode(e, binary, p, name, object{"server": object{"port": hbonePort, "files": f, "expect": expect, "statuses": statuses}})
+	}
+	id, expect := e.theirs.Identity(), e.ours.Identity()
+	n := start(e.theirs, "server", e.certificate("server", e.ca, e.ca, id), expect)
+	e.listening(e.theirs, netip.AddrPortFrom(loopback, hbonePort), n.Process)
+	good := to(app)
+	good.converse(e)
+	e.t.Run("RefusedConnect", func(t *testing.T) { good.refusedByAnswers(e.in(t)) })
+	e.t.Run("RefusedCertificate", func(t *testing.T) {
+		p := e.Pod(1, 3)
+		for _, c := range []struct {
+			name   string
+			f      files
+			expect string
+			ours   []string // that our log has; nil: nothing
+			event  string   // that it says
+			fields object
+		}{
+			// Ours refuses its.
+			{"somebody", e.certificate("somebody", e.ca, e.ca, id), expect, []string{"reason=identity_mismatch"}, "tls", object{"code": "ERR_SSL_TLSV1_ALERT_ACCESS_DENIED"}},
+			{"unknown", e.certificate("unknown", e.foreignCA(), e.ca, p.Identity()), expect, []string{"reason=chain_validation_failed"}, "tls", object{"code": "ERR_SSL_TLSV1_ALERT_UNKNOWN_CA"}},
+			// It refuses ours.
+			{"distrusts", e.certificate("distrusts", e.ca, e.foreignCA(), p.Identity()), expect, nil, "tls", nil},
+			{"expects", e.certificate("expects", e.ca, e.ca, p.Identity()), id, nil, "stranger", object{"who": expect}},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				e := e.in(t)
+				n := start(p, c.name, c.f, c.expect)
+				e.listening(p, netip.AddrPortFrom(loopback, hbonePort), n.Process)
+				defer n.Kill()
+				families(e, func(e *env, family int) {
+					watch, dst := e.watch("outbound"), netip.AddrPortFrom(p.Addr(family), appPort)
+					if err := sees(connect(e, e.ours, dst)); !isReset(err) {
+						e.t.Errorf("the application saw %v, want a reset", err)
+					}
+					if c.ours != nil {
+						watch.refused(e, append(c.ours, "reporter=source")...)
+					}
+					n.hears(e, c.event, c.fields)
+					watch.ended(e, dst, "tunnel_lost")
+				})
+			})
+		}
+		families(e.in(t), good.carries) // the control
+	})
+	e.t.Run("GoAway", func(t *testing.T) { // of a pod of its own, with one session
+		e := e.in(t)
+		p := e.Pod(1, 2)
+		fresh := to(serve(e, p))
+		n := start(p, "fresh", e.certificate("fresh", e.ca, e.ca, p.Identity()), expect)
+		e.listening(p, netip.AddrPortFrom(loopback, hbonePort), n.Process)
+		t.Run("ours", func(t *testing.T) {
+			families(e.in(t), func(e *env, family int) {
+				e.certificate("fresh", e.ca, e.ca, p.Identity(), testca.ValidFor(short))
+				n.is(e, "renew")
+				fresh.goesOn(e, family, func() { // at the end of the server's certificate
+					e.certificate("fresh", e.ca, e.ca, p.Identity())
+					n.is(e, "renew")
+					n.hears(e, "goaway", object{"code": 0})
+				})()
+				n.hears(e, "closed", nil)
+			})
+		})
+		t.Run("theirs", func(t *testing.T) {
+			families(e.in(t), func(e *env, family int) {
+				fresh.goesOn(e, family, func() {
+					n.is(e, "goaway")
+					fresh.untilAnother(e, family)
+				})()
+				n.hears(e, "closed", nil)
+			})
+		})
+	})
+	e.t.Run("Rekey", noRekeying("Node.js"))
+}
