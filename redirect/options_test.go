@@ -4,6 +4,7 @@ package redirect_test
 
 import (
 	"errors"
+	"net/netip"
 	"path/filepath"
 	"testing"
 
@@ -158,4 +159,39 @@ func BenchmarkSetsockopt(b *testing.B) {
 			}
 		})
 	}
+}
+
+// sendto() with MSG_FASTOPEN connects by itself: the hooks see that too.
+func TestFastOpenBySendto(t *testing.T) {
+	both(t, func(w *world, f family) {
+		w.start()
+		w.must(w.node.SetMeshCIDRs(append(prefixes("10.98.0.0/16"), prefixes("fd98::/16")...)))
+		call := func(dst netip.AddrPort) (fd int, err error) {
+			w.in(w.pod, func() (serr error) {
+				if fd, serr = tcp(f.v6); serr != nil {
+					return serr
+				}
+				err = unix.Sendto(fd, []byte("word"), unix.MSG_FASTOPEN, sockaddr(dst))
+				return nil
+			})
+			w.closing(fd)
+			return fd, err
+		}
+		n := w.counted(func() {
+			fd, err := call(at(f.remote, 8080))
+			w.must(err)
+			c := w.accept(w.listeners[f.outbound])
+			buf := make([]byte, 8)
+			if n, err := unix.Read(c, buf); err != nil || string(buf[:n]) != "word" || local(c) != at(f.remote, 8080) {
+				t.Errorf("the tunnel reads %q, %v of a connection to %s", buf[:max(n, 0)], err, local(c))
+			}
+			w.tryWays("carried", w.pod, fd, unix.EPERM)
+			if _, err := call(at(f.remote.Next(), 8080)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("to an unknown address: %v", err)
+			}
+		})
+		if n["connect_carried"] != 1 || n["connect_refused_unknown"] != 1 {
+			t.Errorf("counted %v", n)
+		}
+	})
 }
