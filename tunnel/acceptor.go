@@ -14,8 +14,9 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/loop"
 )
 
-// acceptShare is how many connections a listener's turn takes.
-const acceptShare = 64
+// acceptShare is how many connections a listener's turn takes: half a millisecond
+// of work where they are refused.
+const acceptShare = 16
 
 // acceptPause is how long a listener rests when it can neither take connections
 // nor refuse them.

@@ -33,6 +33,7 @@ type Conn struct {
 	preface uint8 // bytes of the client's preface seen
 	partial [FrameHeaderLen]byte
 	have    uint8       // bytes in partial
+	frames  uint64      // begun so far
 	frame   frameHeader // the present one
 	left    int         // bytes of it that the mode still waits for
 	pad     int         // bytes of padding behind the data of the present DATA frame
@@ -266,6 +267,7 @@ func (c *Conn) begin(h *[FrameHeaderLen]byte) {
 	}
 	c.frame = f
 	c.left = f.length
+	c.frames++
 	switch {
 	case f.length > MaxDataFrame:
 		c.failf(http2.ErrCodeFrameSize, "%v frame of %d bytes", f.typ, f.length)
@@ -463,6 +465,9 @@ func (c *Conn) earn(n int) {
 // Refill gives the whole budget for frames of no use back. Call it now and
 // then, such as each second: it makes of the budget a rate.
 func (c *Conn) Refill() { c.budget = maxBudget }
+
+// Frames is how many frames the peer has begun.
+func (c *Conn) Frames() uint64 { return c.frames }
 
 // Err is the error that ended the connection, or nil.
 func (c *Conn) Err() error {

@@ -26,7 +26,7 @@ const (
 	peerPart = 4
 
 	// floorPart is what a peer may hold open though others have used all up,
-	// as a part of its half: 2 MiB of the default, or 2,048 streams.
+	// as a part of its half: 2 MiB of the default, or 1,024 streams.
 	floorPart = 64
 
 	// tightPart is from which part of its half used on windows neither start
@@ -46,9 +46,9 @@ const (
 
 	// SessionCost and StreamCost are what a peer is charged for a session and a
 	// stream that it holds open, in bytes. A session with the peer's
-	// certificates was seen to take 20 KiB, a stream with its relay 1 KiB.
+	// certificates was seen to take 20 KiB, a stream with its relay 1 to 2 KiB.
 	SessionCost = 32 << 10
-	StreamCost  = 1 << 10
+	StreamCost  = 2 << 10
 )
 
 // Budget bounds the memory that peers can make a node use. It may be used from

@@ -82,6 +82,7 @@ type Trunk struct {
 	unread    bool // the socket may hold more
 	sockEnded bool // and reported its end
 	alive     bool // the first record came
+	dense     bool // its last read was of small frames
 	mute      bool // its socket takes nothing more: it is read to its end
 	closed    bool
 	draining  bool // no new streams; closes with the last relay

@@ -1,0 +1,469 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostile
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/testca"
+)
+
+// prefix begins the names of all that these tests make.
+const prefix = "culvert-hostile"
+
+const hbonePort = 15008
+
+// ztunnel is the daemon's binary.
+var ztunnel string
+
+func TestMain(m *testing.M) {
+	if order := os.Getenv(environment); order != "" {
+		os.Exit(attack(order))
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "the hostile peers need network namespaces and BPF programs: run them as root (make test)")
+		return 1
+	}
+	flag.StringVar(&ztunnel, "ztunnel", "", "the `path` of a ztunnel, instead of building one")
+	flag.Parse()
+	if ztunnel == "" {
+		dir, err := os.MkdirTemp("", prefix)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		ztunnel = filepath.Join(dir, "ztunnel")
+		build := exec.Command("go", "build", "-o", ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build ztunnel: %v\n%s", err, out)
+			return 1
+		}
+	}
+	if _, err := lab.Sweep(context.Background(), prefix); err != nil {
+		fmt.Fprintln(os.Stderr, "sweep:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+const (
+	// memory is tunnel.memory, MiB. One peer may take an eighth of it for each
+	// use, and Go's collector lets garbage grow to as much again.
+	memory = 32
+
+	// allowed is what a hostile peer may add to the idle daemon, MiB.
+	allowed = 32
+
+	// rounds have a quiet part and a hostile one each, so that what the machine
+	// does besides meets both.
+	rounds = 3
+
+	// enough samples are needed for a p99 to mean something.
+	enough = 300
+
+	// noise is by how much a p99 may be more than twice the quiet one: where the
+	// attacker, two daemons and the other pair's applications share two
+	// processors, each waits for the time slices of the others.
+	noise = 75 * time.Millisecond
+)
+
+// bench is the mesh that is attacked: the daemon of the second node.
+type bench struct {
+	*lab.Lab
+	t      *testing.T
+	ctx    context.Context
+	daemon *lab.Daemon
+	order  order
+	good   [2]string // certificate and key
+	bad    [2]string
+	pairs  []net.Conn // another pair of pods
+}
+
+func newBench(t *testing.T, length time.Duration) *bench {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Duration(len(kinds))*(2*length+30*time.Second))
+	t.Cleanup(cancel)
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("close lab: %v", err)
+		}
+	})
+	b := &bench{Lab: l, t: t, ctx: ctx}
+	var workloads []lab.Workload
+	for _, n := range l.Nodes {
+		for _, p := range n.Pods[:2] {
+			workloads = append(workloads, p.Workload())
+		}
+	}
+	for _, n := range l.Nodes {
+		d, err := n.StartDaemon(ctx, lab.DaemonConfig{Binary: ztunnel, Pods: n.Pods[:2], Workloads: workloads, Settings: map[string]any{
+			"tunnel":    map[string]any{"memory": memory, "handshakeTimeout": "1s"},
+			"accessLog": map[string]any{"format": "json"},
+		}})
+		b.must(err)
+		b.daemon = d
+	}
+	b.certificates()
+
+	target := b.Pod(2, 1)
+	over := make(chan struct{})
+	t.Cleanup(func() { close(over) })
+	app, err := target.Echo(8080)
+	b.must(err)
+	deaf, err := target.Listen("tcp", ":8081")
+	b.must(err)
+	t.Cleanup(func() { deaf.Close() })
+	raw, err := deaf.(*net.TCPListener).SyscallConn()
+	b.must(err)
+	// The kernel is to hold little of what it takes nothing of.
+	b.must(raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10) }))
+	go func() {
+		for {
+			c, err := deaf.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // until the tunnel ends it
+				<-over
+				c.Close()
+			}()
+		}
+	}()
+	loud, err := target.Serve(8082, func(c *net.TCPConn) {
+		_ = c.SetWriteBuffer(4 << 10) // the application is not to be the load
+		for p := make([]byte, 4096); ; {
+			if _, err := c.Write(p); err != nil {
+				return
+			}
+		}
+	})
+	b.must(err)
+	b.order = order{
+		Target: netip.AddrPortFrom(target.Addr(4), hbonePort).String(),
+		App:    app.Addr(4).String(), Deaf: netip.AddrPortFrom(target.Addr(4), 8081).String(), Loud: loud.Addr(4).String(),
+		Closed: netip.AddrPortFrom(target.Addr(4), 9).String(),
+	}
+
+	other, err := b.Pod(2, 2).Echo(8080)
+	b.must(err)
+	for range 4 {
+		c, err := b.Pod(1, 1).Dial(ctx, other.Addr(4))
+		b.must(err)
+		t.Cleanup(func() { c.Close() })
+		b.pairs = append(b.pairs, c)
+	}
+	return b
+}
+
+func (b *bench) must(err error) {
+	b.t.Helper()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// certificates writes those of the attacker's: one of the mesh, one that is not.
+func (b *bench) certificates() {
+	b.t.Helper()
+	block := func(name string) []byte {
+		text, err := os.ReadFile(filepath.Join(b.RootDir(), name))
+		b.must(err)
+		p, _ := pem.Decode(text)
+		if p == nil {
+			b.t.Fatalf("%s holds no PEM block", name)
+		}
+		return p.Bytes
+	}
+	root, err := x509.ParseCertificate(block("root.pem"))
+	b.must(err)
+	key, err := x509.ParsePKCS8PrivateKey(block("root.key"))
+	b.must(err)
+	ca, err := testca.Under(spiffeid.RequireTrustDomainFromString(lab.TrustDomain), root, key.(crypto.Signer))
+	b.must(err)
+	id := b.Pod(1, 3).Identity()
+	svid, err := ca.SVID(spiffeid.RequireFromString(id))
+	b.must(err)
+	b.good = b.write("good", svid)
+	foreign, err := testca.New("elsewhere.example")
+	b.must(err)
+	svid, err = foreign.SVID(spiffeid.RequireFromString("spiffe://elsewhere.example/ns/demo/sa/x"))
+	b.must(err)
+	b.bad = b.write("bad", svid)
+}
+
+func (b *bench) write(name string, svid *identity.SVID) [2]string {
+	b.t.Helper()
+	var chain bytes.Buffer
+	for _, c := range svid.Certificates {
+		b.must(pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(svid.Key)
+	b.must(err)
+	files := [2]string{filepath.Join(b.Dir, name+".pem"), filepath.Join(b.Dir, name+".key")}
+	b.must(os.WriteFile(files[0], chain.Bytes(), 0o600))
+	b.must(os.WriteFile(files[1], pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	return files
+}
+
+// attack runs the attacker for a while from the pod that is not enrolled.
+func (b *bench) attack(name string, length time.Duration) (r result, err error) {
+	o := b.order
+	o.Kind, o.ForSeconds = name, length.Seconds()
+	files := b.good
+	if kinds[name].foreign {
+		files = b.bad
+	}
+	o.Cert, o.Key = files[0], files[1]
+	text, err := json.Marshal(o)
+	if err != nil {
+		return r, err
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), environment+"="+string(text), "GOMAXPROCS=2")
+	var out, bad bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &bad
+	p, err := b.Pod(1, 3).Start(cmd)
+	if err != nil {
+		return r, err
+	}
+	ctx, cancel := context.WithTimeout(b.ctx, length+time.Minute)
+	defer cancel()
+	if err := p.Wait(ctx); err != nil {
+		_ = p.Signal(unix.SIGQUIT) // says where it hangs
+		<-p.Done()
+		return r, fmt.Errorf("attacker: %w\n%s", err, bad.String())
+	}
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		return r, fmt.Errorf("attacker: %w\n%s%s", err, out.String(), bad.String())
+	}
+	return r, nil
+}
+
+func (r *result) add(x result) {
+	r.Connections += x.Connections
+	r.Sessions += x.Sessions
+	r.Frames += x.Frames
+	r.Bytes += x.Bytes
+	r.Held += x.Held
+	for k, v := range x.Answers {
+		r.Answers[k] += v
+	}
+	for k, v := range x.Ends {
+		r.Ends[k] += v
+	}
+}
+
+func (r result) String() string {
+	say := func(m map[string]int64) string {
+		var out []string
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			out = append(out, fmt.Sprintf("%s %d", k, m[k]))
+		}
+		return strings.Join(out, ", ")
+	}
+	return fmt.Sprintf("%d connections, %d sessions, %d frames, %.1f MB; answers: %s; ends: %s; held: %d",
+		r.Connections, r.Sessions, r.Frames, float64(r.Bytes)/1e6, say(r.Answers), say(r.Ends), r.Held)
+}
+
+// requests is the other pair's traffic for as long as f runs: 64 bytes and back,
+// on connections that were there before. It returns how long each took.
+func (b *bench) requests(f func()) []time.Duration {
+	b.t.Helper()
+	over := make(chan struct{})
+	took := make(chan []time.Duration)
+	for _, c := range b.pairs {
+		go func() {
+			var all []time.Duration
+			defer func() { took <- all }()
+			p := make([]byte, 64)
+			for {
+				select {
+				case <-over:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+				start := time.Now()
+				if _, err := c.Write(p); err != nil {
+					b.t.Errorf("the other pair: %v", err)
+					return
+				}
+				if _, err := io.ReadFull(c, p); err != nil {
+					b.t.Errorf("the other pair: %v", err)
+					return
+				}
+				all = append(all, time.Since(start))
+			}
+		}()
+	}
+	f()
+	close(over)
+	var all []time.Duration
+	for range b.pairs {
+		all = append(all, <-took...)
+	}
+	return all
+}
+
+// p99 is of samples, which it sorts.
+func p99(d []time.Duration) time.Duration {
+	if len(d) == 0 {
+		return 0
+	}
+	slices.Sort(d)
+	return d[len(d)*99/100]
+}
+
+// resident is the daemon's memory, MiB. It costs the daemon nothing.
+func (b *bench) resident() float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", b.daemon.PID()))
+	if err != nil {
+		return 0 // it has ended, which others notice
+	}
+	pages, _ := strconv.Atoi(strings.Fields(string(text))[1])
+	return float64(pages) * float64(unix.Getpagesize()) / (1 << 20)
+}
+
+// watchMemory returns a function that returns the most since.
+func (b *bench) watchMemory() (most func() float64) {
+	stop, top := make(chan struct{}), make(chan float64)
+	go func() {
+		n := 0.0
+		for {
+			n = max(n, b.resident())
+			select {
+			case <-stop:
+				top <- n
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	return func() float64 { close(stop); return <-top }
+}
+
+func (b *bench) metric(name string, labels ...string) float64 {
+	b.t.Helper()
+	m, err := b.daemon.Metrics(b.ctx)
+	b.must(err)
+	return m.Sum(name, labels...)
+}
+
+// TestHostile runs each kind at full speed.
+func TestHostile(t *testing.T) {
+	length := 3 * time.Second
+	if os.Getenv("CULVERT_SOAK") != "" {
+		length = time.Minute
+	}
+	b := newBench(t, length)
+	var err error
+	b.requests(func() { _, err = b.attack("garbage instead of TLS", time.Second) }) // what is made once
+	b.must(err)
+	idle := b.resident()
+	descriptors, goroutines := b.metric("process_open_fds"), b.metric("go_goroutines")
+	t.Logf("the idle daemon: %.1f MiB, %v descriptors, %v goroutines", idle, descriptors, goroutines)
+	for _, name := range slices.Sorted(maps.Keys(kinds)) {
+		t.Run(name, func(t *testing.T) {
+			b := *b
+			b.t = t
+			k := kinds[name]
+			total := result{Answers: map[string]int64{}, Ends: map[string]int64{}}
+			// The best round of each: what disturbs one round only is the machine's.
+			q, h, samples := time.Hour, time.Hour, 1<<30
+			met := func() float64 { return b.metric("culvert_peer_limits_total", "limit", k.limit) }
+			before := met()
+			top := 0.0
+			for range rounds {
+				quiet := b.requests(func() {
+					select {
+					case <-time.After(length / rounds / 2):
+					case <-b.ctx.Done():
+					}
+				})
+				most := b.watchMemory()
+				hostile := b.requests(func() {
+					r, err := b.attack(name, length/rounds)
+					total.add(r)
+					if err != nil {
+						t.Error(err)
+					}
+				})
+				top = max(top, most())
+				q, h, samples = min(q, p99(quiet)), min(h, p99(hostile)), min(samples, len(quiet), len(hostile))
+				// What the round has left is to end before the next one.
+				err := lab.Until(b.ctx, "descriptors and goroutines are given back", func() error {
+					if f, g := b.metric("process_open_fds"), b.metric("go_goroutines"); f > descriptors+slack || g > goroutines+slack {
+						return fmt.Errorf("%v descriptors and %v goroutines, %v and %v before", f, g, descriptors, goroutines)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			t.Log(total)
+			if err := k.shows(total); err != nil {
+				t.Errorf("control: %v", err)
+			}
+			if k.limit != "" && met() == before {
+				t.Errorf("control: the limit %q was not met", k.limit)
+			}
+			t.Logf("memory %.1f MiB above the idle daemon's; p99 of the other pair %v quiet, %v hostile, ratio %.2f, at least %d samples each",
+				top-idle, q.Round(10*time.Microsecond), h.Round(10*time.Microsecond), float64(h)/float64(q), samples)
+			if samples >= enough && h > 2*q && h-q > noise {
+				t.Errorf("the other pair's p99 is %v, %v when quiet", h, q)
+			}
+			if top-idle > allowed {
+				t.Errorf("the daemon took %.1f MiB above what it is when idle, %d are allowed", top-idle, allowed)
+			}
+			// The daemon serves.
+			c, err := b.Pod(1, 1).Dial(b.ctx, netip.MustParseAddrPort(b.order.App))
+			b.must(err)
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_, err = c.Write([]byte("still there"))
+			b.must(err)
+			got := make([]byte, len("still there"))
+			if _, err := io.ReadFull(c, got); err != nil || string(got) != "still there" {
+				t.Errorf("afterwards: %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// slack is what the stocks of delivery sockets keep.
+const slack = 192
