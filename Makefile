@@ -24,8 +24,10 @@ test: ## everything that .ci/run tests (needs root)
 test-vm: ## the privileged tests on Debian's 6.1 and 6.12 kernels, in QEMU; some twenty minutes
 	scripts/test-vm $(KERNELS)
 
-soak: ## certificates of 20 s life under 500 requests a second, five minutes, and an authority that stops (needs root)
+soak: ## certificates of 20 s life under 500 requests a second, five minutes, an authority that stops, and each hostile peer for a minute (needs root)
 	$(SUDO) env "PATH=$$PATH" CULVERT_SOAK=1 $(GO) test -count=1 -v -timeout 15m -run '^(TestRenewalUnderLoad|TestStoppedAuthority)$$' ./test/e2e
+	mkdir -p out
+	$(SUDO) env "PATH=$$PATH" CULVERT_SOAK=1 sh -c '$(GO) test -count=1 -v -timeout 120m ./test/hostile >out/hostile-soak.txt 2>&1; s=$$?; grep -v "^=== " out/hostile-soak.txt; exit $$s'
 
 bench-quick: build ## direct TCP beside Culvert, ratios; under 3 minutes (needs root)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./test/bench

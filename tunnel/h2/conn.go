@@ -91,7 +91,7 @@ type Conn struct {
 	pings     int  // of ours without an answer
 	budget    int
 	earned    int // bytes towards the next unit of budget
-	updates   int // WINDOW_UPDATE frames that DATA of ours has earned
+	updates   int // WINDOW_UPDATE frames that bytes of ours have earned
 	goneLast  uint32
 	goneSent  bool
 	gonePeer  bool // a GOAWAY came

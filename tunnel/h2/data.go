@@ -141,8 +141,8 @@ func (c *Conn) windowUpdate(p []byte) {
 		c.failf(http2.ErrCodeFrameSize, "WINDOW_UPDATE of %d bytes", len(p))
 		return
 	}
-	// An update answers DATA: one for the stream and one for the connection.
-	// More than that are a window in tiny pieces, or nothing.
+	// Updates answer DATA: of the stream and of the connection, in the worst case
+	// one for each byte that its application reads. More than that are no answer.
 	if c.updates > 0 {
 		c.updates--
 	} else if !c.charge(1) {

@@ -87,7 +87,7 @@ const (
 
 	// maxBudget is how many frames of no use (resets, empty DATA, frames for
 	// streams that are gone, SETTINGS, unknown types, WINDOW_UPDATE beyond two for
-	// each DATA frame that we sent) a peer may send beyond
+	// each byte that we sent) a peer may send beyond
 	// what useful ones earn: one for each earnBytes of data and for each
 	// stream that was accepted, and all of them by Refill.
 	maxBudget = 1000

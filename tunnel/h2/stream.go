@@ -269,7 +269,7 @@ func (c *Conn) PutData(hdr []byte, s *Stream, n int, end bool) {
 	hdr[5], hdr[6], hdr[7], hdr[8] = byte(s.id>>24), byte(s.id>>16), byte(s.id>>8), byte(s.id)
 	s.sendWin -= int32(n)
 	c.sendWin -= int64(n)
-	c.updates += 2
+	c.updates += 2 * n
 	if s.sendWin <= 0 || c.sendWin <= 0 {
 		s.starved = true
 	}

@@ -77,3 +77,25 @@ func FuzzConn(f *testing.F) {
 		}
 	})
 }
+
+// What a peer may send until its handshake is over: the limit passes, with one
+// byte more the record that holds it is one that crypto/tls refuses.
+func TestConnBounds(t *testing.T) {
+	for n, want := range map[int]bool{maxBytes: false, maxBytes + 1: true} {
+		var sent []byte
+		for left := n; left > 0; {
+			size := min(left-5, 16384)
+			if rest := left - 5 - size; rest > 0 && rest < 6 {
+				size -= 6 // the last record has a body too
+			}
+			sent = append(sent, 22, 3, 1, byte(size>>8), byte(size))
+			sent = append(sent, make([]byte, size)...)
+			left -= 5 + size
+		}
+		c := &conn{Conn: &chunks{b: sent, size: []byte{200}}}
+		got, err := io.Copy(io.Discard, struct{ io.Reader }{c})
+		if c.over != want || err != nil && !want {
+			t.Errorf("%d bytes: over %v after %d bytes, %v", n, c.over, got, err)
+		}
+	}
+}
