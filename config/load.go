@@ -119,7 +119,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 	o.Object("node", func(o *strict.Object) {
 		strict.Scalar(o, "name", &c.NodeName, "a host name, such as node-1", parseNodeName)
 	})
-	file(o, "runDir", &c.RunDir, aDir)
+	strict.Scalar(o, "runDir", &c.RunDir, aDir, func(text string) (string, error) { return resolveRunDir(dir, text) })
 	o.TrustDomain("trustDomain", &c.TrustDomain)
 	o.Object("identity", func(o *strict.Object) {
 		o.Object("ca", func(o *strict.Object) {
@@ -135,14 +135,14 @@ func (c *Config) read(o *strict.Object, dir string) {
 	o.Object("bypass", func(o *strict.Object) { prefixes(o, &c.Bypass.CIDRs) })
 	strict.Enum(o, "mode", &c.Mode, ModeStrict, ModePermissive)
 	strict.Enum(o, "existing", &c.Existing, ExistingKeep, ExistingReset)
-	o.Int("loops", &c.Loops, 0, maxLoops)
+	o.Int("loops", &c.Loops, "loops", 0, maxLoops)
 	optional(o, "cgroup", &c.Cgroup, aDir+` of cgroup v2, or "" for its root`)
 	o.Object("metrics", func(o *strict.Object) {
 		strict.Scalar(o, "address", &c.Metrics.Address, "address:port, such as "+defaultMetrics+" or [::]:15020", parseAddrPort)
 	})
 	o.Object("accessLog", func(o *strict.Object) {
 		strict.Enum(o, "format", &c.AccessLog.Format, FormatAuto, FormatJSON, FormatText)
-		o.Int("queue", &c.AccessLog.Queue, 1, maxQueue)
+		o.Int("queue", &c.AccessLog.Queue, "lines", 1, maxQueue)
 	})
 	o.Object("log", func(o *strict.Object) {
 		strict.Scalar(o, "level", &c.Log.Level, "debug, info, warn, error", parseLevel)
@@ -155,7 +155,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 		o.Duration("connectTimeout", &t.ConnectTimeout, minTime, maxTime)
 		o.Duration("pingAfter", &t.PingAfter, minTime, maxTime)
 		o.Duration("deadAfter", &t.DeadAfter, minTime, maxTime)
-		o.Int("memory", &t.Memory, 0, maxMemory)
+		o.Int("memory", &t.Memory, "MiB", 0, maxMemory)
 		if t.DeadAfter <= t.PingAfter {
 			name := "deadAfter"
 			if !o.Has(name) {
@@ -178,6 +178,18 @@ func resolve(dir, text string) (string, error) {
 	default:
 		return filepath.Join(dir, text), nil
 	}
+}
+
+// maxRunDir bounds the run folder: the path of its admin socket must fit into a
+// socket's address, 108 bytes with a zero at the end (unix(7)).
+const maxRunDir = 107 - len("/admin.sock")
+
+func resolveRunDir(dir, text string) (string, error) {
+	path, err := resolve(dir, text)
+	if err == nil && len(path) > maxRunDir {
+		err = fmt.Errorf("is %d bytes long in full, and at most %d leave room for its socket's name", len(path), maxRunDir)
+	}
+	return path, err
 }
 
 func parseNodeName(text string) (string, error) {

@@ -181,9 +181,9 @@ func TestParseModesRefuses(t *testing.T) {
 		"a port twice":          {"- {name: a, namespace: b, workload: c, ports: {80: strict, 80: permissive}}", `p.yaml:2:60: modes[0].ports.80: is given twice, first in line 2; allowed: each key once`},
 		"a port's unknown mode": {"- {name: a, namespace: b, workload: c, ports: {80: off}}", `p.yaml:2:52: modes[0].ports.80: "off" is not known; allowed: ` + mode},
 		"a port's list":         {"- {name: a, namespace: b, workload: c, ports: {80: [strict]}}", `p.yaml:2:52: modes[0].ports.80: is a list; allowed: ` + mode},
-		"ports as a list":       {"- {name: a, namespace: b, workload: c, ports: [80]}", "p.yaml:2:47: modes[0].ports: is a list; allowed: a mapping from a port from 1 to 65535 to one of " + mode},
-		"no ports":              {"- {name: a, namespace: b, workload: c, ports: {}}", "p.yaml:2:40: modes[0].ports: is empty; allowed: a mapping from a port from 1 to 65535 to one of " + mode},
-		"ports of nothing":      {"- {name: a, namespace: b, workload: c, ports: }", "p.yaml:2:40: modes[0].ports: is empty; allowed: a mapping from a port from 1 to 65535 to one of " + mode},
+		"ports as a list":       {"- {name: a, namespace: b, workload: c, ports: [80]}", "p.yaml:2:47: modes[0].ports: is a list; allowed: a mapping, each key a port from 1 to 65535, each value one of " + mode},
+		"no ports":              {"- {name: a, namespace: b, workload: c, ports: {}}", "p.yaml:2:40: modes[0].ports: is empty; allowed: a mapping, each key a port from 1 to 65535, each value one of " + mode},
+		"ports of nothing":      {"- {name: a, namespace: b, workload: c, ports: }", "p.yaml:2:40: modes[0].ports: is empty; allowed: a mapping, each key a port from 1 to 65535, each value one of " + mode},
 		"modes as mapping":      {"  a: strict", "p.yaml:1:1: modes: is a mapping; allowed: a list of mappings"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -75,7 +75,7 @@ func (r *reader) read(o *strict.Object) {
 	o.RequireList("addresses", "one IP address or more")
 	o.Addresses("addresses", &w.Addresses, func(a netip.Addr) error {
 		if owner, twice := r.addrs[a]; twice {
-			return fmt.Errorf("%s is also an address of %s", a, owner)
+			return &strict.Unfit{Problem: fmt.Sprintf("%s is also an address of %s", a, owner), Allowed: "an address that no other workload has"}
 		}
 		r.addrs[a] = w.UID
 		return nil

@@ -64,6 +64,7 @@ func TestParseFileOfNothing(t *testing.T) {
 func TestParseFileRefuses(t *testing.T) {
 	const names = "a Kubernetes name: lower-case letters, digits, - and ., at most 253 of them"
 	const address = "an IP address, such as 10.0.0.7 or fd00::7"
+	const reached = "an address that other nodes reach, such as 10.0.0.7 or fd00::7"
 	for name, tt := range map[string]struct{ data, want string }{
 		"an unknown key":      {"workload: []\n", "w.yaml:1:1: workload: unknown key; allowed: workloads"},
 		"an unknown item key": {"workloads:\n- name: a\n  addresses: [10.0.0.1]\n  ip: x\n", "w.yaml:4:3: workloads[0].ip: unknown key; allowed: addresses, name, namespace, node, protocol, serviceAccount, trustDomain, uid"},
@@ -75,17 +76,17 @@ func TestParseFileRefuses(t *testing.T) {
 		"a path in a name":    {"workloads:\n- name: a\n  serviceAccount: ../b\n  addresses: [10.0.0.1]\n", `w.yaml:3:19: workloads[0].serviceAccount: "../b" is not valid; allowed: ` + names},
 		"a host name":         {"workloads:\n- name: a\n  addresses: [web.demo]\n", `w.yaml:3:15: workloads[0].addresses[0]: "web.demo" is not valid; allowed: ` + address},
 		"a prefix":            {"workloads:\n- name: a\n  addresses: [10.0.0.0/8]\n", `w.yaml:3:15: workloads[0].addresses[0]: "10.0.0.0/8" is not valid; allowed: ` + address},
-		"loopback":            {"workloads:\n- name: a\n  addresses: [127.0.0.1]\n", `w.yaml:3:15: workloads[0].addresses[0]: 127.0.0.1 is a loopback address; allowed: ` + address},
-		"multicast":           {"workloads:\n- name: a\n  addresses: [\"ff02::1\"]\n", `w.yaml:3:15: workloads[0].addresses[0]: ff02::1 is a multicast address; allowed: ` + address},
-		"unspecified":         {"workloads:\n- name: a\n  addresses: [0.0.0.0]\n", `w.yaml:3:15: workloads[0].addresses[0]: 0.0.0.0 is nobody's address; allowed: ` + address},
-		"link-local":          {"workloads:\n- name: a\n  addresses: [fe80::1]\n", `w.yaml:3:15: workloads[0].addresses[0]: fe80::1 is a link-local address; allowed: ` + address},
-		"a zone":              {"workloads:\n- name: a\n  addresses: [fd00::1%eth0]\n", `w.yaml:3:15: workloads[0].addresses[0]: fd00::1%eth0 has a zone; allowed: ` + address},
+		"loopback":            {"workloads:\n- name: a\n  addresses: [127.0.0.1]\n", `w.yaml:3:15: workloads[0].addresses[0]: 127.0.0.1 is a loopback address; allowed: ` + reached},
+		"multicast":           {"workloads:\n- name: a\n  addresses: [\"ff02::1\"]\n", `w.yaml:3:15: workloads[0].addresses[0]: ff02::1 is a multicast address; allowed: ` + reached},
+		"unspecified":         {"workloads:\n- name: a\n  addresses: [0.0.0.0]\n", `w.yaml:3:15: workloads[0].addresses[0]: 0.0.0.0 is nobody's address; allowed: ` + reached},
+		"link-local":          {"workloads:\n- name: a\n  addresses: [fe80::1]\n", `w.yaml:3:15: workloads[0].addresses[0]: fe80::1 is a link-local address; allowed: ` + reached},
+		"a zone":              {"workloads:\n- name: a\n  addresses: [fd00::1%eth0]\n", `w.yaml:3:15: workloads[0].addresses[0]: fd00::1%eth0 has a zone; allowed: ` + reached},
 		"mapped":              {"workloads:\n- name: a\n  addresses: [\"::ffff:10.0.0.1\"]\n", `w.yaml:3:15: workloads[0].addresses[0]: ::ffff:10.0.0.1 is an IPv4 address in IPv6 clothes; write it as IPv4; allowed: ` + address},
 		"a protocol":          {"workloads:\n- name: a\n  protocol: http\n  addresses: [10.0.0.1]\n", `w.yaml:3:13: workloads[0].protocol: "http" is not known; allowed: hbone, tcp`},
 		"a trust domain":      {"workloads:\n- name: a\n  trustDomain: spiffe://x\n  addresses: [10.0.0.1]\n", `w.yaml:3:16: workloads[0].trustDomain: "spiffe://x" is not valid; allowed: a SPIFFE trust domain in lower case, such as cluster.local`},
 		"a name twice":        {"workloads:\n- name: a\n  addresses: [10.0.0.1]\n- name: a\n  addresses: [10.0.0.2]\n", `w.yaml:4:9: workloads[1].name: "default/a" is also that of line 2; allowed: each name once in a namespace, or a uid of its own`},
 		"a UID twice":         {"workloads:\n- name: a\n  uid: x\n  addresses: [10.0.0.1]\n- name: b\n  uid: x\n  addresses: [10.0.0.2]\n", `w.yaml:6:8: workloads[1].uid: "x" is also that of line 2; allowed: each UID once`},
-		"an address twice":    {"workloads:\n- name: a\n  addresses: [10.0.0.1]\n- name: b\n  addresses: [10.0.0.1]\n", `w.yaml:5:15: workloads[1].addresses[0]: 10.0.0.1 is also an address of default/a; allowed: ` + address},
+		"an address twice":    {"workloads:\n- name: a\n  addresses: [10.0.0.1]\n- name: b\n  addresses: [10.0.0.1]\n", `w.yaml:5:15: workloads[1].addresses[0]: 10.0.0.1 is also an address of default/a; allowed: an address that no other workload has`},
 		"not a list":          {"workloads:\n  name: a\n", "w.yaml:1:1: workloads: is a mapping; allowed: a list of mappings"},
 	} {
 		t.Run(name, func(t *testing.T) {

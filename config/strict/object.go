@@ -255,9 +255,9 @@ func (o *Object) Bool(name string, dst *bool) {
 	*dst = b.Value
 }
 
-// Int reads a whole number from least to most.
-func (o *Object) Int(name string, dst *int, least, most int) {
-	allowed := fmt.Sprintf("a whole number from %d to %d", least, most)
+// Int reads a whole number, of something, from least to most.
+func (o *Object) Int(name string, dst *int, of string, least, most int) {
+	allowed := fmt.Sprintf("a whole number of %s from %d to %d", of, least, most)
 	Scalar(o, name, dst, allowed, func(text string) (int, error) {
 		v, err := strconv.Atoi(text)
 		if err != nil || v < least || v > most {
@@ -332,7 +332,7 @@ func Scalar[T any](o *Object, name string, dst *T, allowed string, parse func(st
 	}
 	v, err := parse(text)
 	if err != nil {
-		o.Fail(name, allowed, "%v", err)
+		o.doc.refuse(o.token(name), o.path+name, allowed, err)
 		return
 	}
 	*dst = v
@@ -355,7 +355,7 @@ func List[T any](o *Object, name string, dst *[]T, allowed string, parse func(st
 		}
 		v, err := parse(text)
 		if err != nil {
-			o.doc.fail(begin(n), key, allowed, err.Error())
+			o.doc.refuse(begin(n), key, allowed, err)
 			continue
 		}
 		list = append(list, v)
@@ -395,7 +395,7 @@ func Map[K comparable, V any](o *Object, name string, dst *map[K]V, keys string,
 		if k := kind(n); k == nothing || k == "a mapping" {
 			problem = "is empty"
 		}
-		o.Fail(name, "a mapping from "+keys+" to one of "+values, "%s", problem)
+		o.Fail(name, "a mapping, each key "+keys+", each value one of "+values, "%s", problem)
 		return
 	}
 	out := map[K]V{}

@@ -67,6 +67,21 @@ func (d *document) fail(at *token.Token, key, allowed, problem string) {
 	d.errors = append(d.errors, e)
 }
 
+// Unfit is the error of a parser of values for one that is right by itself and does
+// not fit here: Allowed takes the place of what is right by itself.
+type Unfit struct{ Problem, Allowed string }
+
+func (u *Unfit) Error() string { return u.Problem }
+
+// refuse reports a value that its parser refuses.
+func (d *document) refuse(at *token.Token, key, allowed string, err error) {
+	var unfit *Unfit
+	if errors.As(err, &unfit) {
+		allowed = unfit.Allowed
+	}
+	d.fail(at, key, allowed, err.Error())
+}
+
 // first returns the mistake that stands first in the file.
 func (d *document) first() error {
 	if len(d.errors) == 0 {

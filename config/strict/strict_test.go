@@ -29,7 +29,7 @@ func read(data string) (shape, error) {
 	err := Read("f.yaml", []byte(data), func(o *Object) {
 		o.String("text", &s.Text, "text")
 		o.Bool("yes", &s.Yes)
-		o.Int("number", &s.Number, 1, 9)
+		o.Int("number", &s.Number, "things", 1, 9)
 		o.Duration("wait", &s.Wait, time.Second, time.Hour)
 		Enum(o, "kind", &s.Kind, "a", "b")
 		List(o, "names", &s.Names, "names", ParseName)
@@ -80,7 +80,7 @@ func TestReadRefuses(t *testing.T) {
 		"an unknown key":           {"txt: a\n", Error{Line: 1, Column: 1, Key: "txt", Problem: "unknown key; did you mean text?", Allowed: keys}},
 		"an unknown key inside":    {"items:\n- name: a\n  nme: b\n", Error{Line: 3, Column: 3, Key: "items[0].nme", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
 		"a misspelt needed key":    {"items:\n- {text: b, nam: c}\n", Error{Line: 2, Column: 13, Key: "items[0].nam", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
-		"behind another mistake":   {"number: 10\nitems:\n- {nam: c}\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number from 1 to 9"}},
+		"behind another mistake":   {"number: 10\nitems:\n- {nam: c}\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number of things from 1 to 9"}},
 		"a key in capitals":        {"NUMBER: 3\n", Error{Line: 1, Column: 1, Key: "NUMBER", Problem: "unknown key; did you mean number?", Allowed: keys}},
 		"a bracket that is open":   {"names: [a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: [ is not closed", Allowed: "a list from [ to ]"}},
 		"a brace that is open":     {"inner: {name: a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: { is not closed", Allowed: "a mapping from { to }"}},
@@ -88,7 +88,7 @@ func TestReadRefuses(t *testing.T) {
 		"a key twice":              {"text: a\ntext: b\n", Error{Line: 2, Column: 1, Key: "text", Problem: "is given twice, first in line 1", Allowed: "each key once"}},
 		"a number as text":         {"text: 5\n", Error{Line: 1, Column: 7, Key: "text", Problem: `is a number, to YAML; quote it: "5"`, Allowed: "text"}},
 		"text as truth":            {"yes: maybe\n", Error{Line: 1, Column: 6, Key: "yes", Problem: "is text", Allowed: "true, false"}},
-		"a number out of range":    {"number: 10\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number from 1 to 9"}},
+		"a number out of range":    {"number: 10\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number of things from 1 to 9"}},
 		"a duration without unit":  {"wait: 10\n", Error{Line: 1, Column: 7, Key: "wait", Problem: `"10" is not valid`, Allowed: "a duration with a unit, from 1s to 1h, such as 10s or 5m"}},
 		"an unknown word":          {"kind: c\n", Error{Line: 1, Column: 7, Key: "kind", Problem: `"c" is not known`, Allowed: "a, b"}},
 		"a scalar for a list":      {"names: a\n", Error{Line: 1, Column: 8, Key: "names", Problem: "is text", Allowed: "a list in [ ] of: names"}},
@@ -101,7 +101,7 @@ func TestReadRefuses(t *testing.T) {
 		"an anchor":                {"inner: &a {name: b}\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias, which is not taken", Allowed: "a mapping (key: value)"}},
 		"an alias":                 {"inner: *a\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias, which is not taken", Allowed: "a mapping (key: value)"}},
 		"a merge":                  {"<<: {}\n", Error{Line: 1, Column: 1, Key: "<<", Problem: "is not a plain key", Allowed: "plain words as keys"}},
-		"a tag":                    {"number: !!int 3\n", Error{Line: 1, Column: 9, Key: "number", Problem: "is a tag, which is not taken", Allowed: "a whole number from 1 to 9"}},
+		"a tag":                    {"number: !!int 3\n", Error{Line: 1, Column: 9, Key: "number", Problem: "is a tag, which is not taken", Allowed: "a whole number of things from 1 to 9"}},
 		"a list at the root":       {"- a\n", Error{Line: 1, Column: 1, Problem: "is a list", Allowed: "a mapping (key: value)"}},
 		"two documents":            {"text: a\n---\ntext: b\n", Error{Line: 3, Column: 1, Problem: "has a second document", Allowed: "one document, without ---"}},
 		"no YAML":                  {"a: b: c\n", Error{Line: 1, Column: 4, Problem: "not valid YAML: mapping value is not allowed in this context"}},
@@ -122,7 +122,7 @@ func TestReadRefuses(t *testing.T) {
 
 func TestErrorNamesFileLineKeyAndWhatIsAllowed(t *testing.T) {
 	_, err := read("text: a\nnumber: 10\n")
-	const want = `f.yaml:2:9: number: "10" is not valid; allowed: a whole number from 1 to 9`
+	const want = `f.yaml:2:9: number: "10" is not valid; allowed: a whole number of things from 1 to 9`
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
@@ -195,7 +195,7 @@ func TestReadTakesTextOnly(t *testing.T) {
 		"Latin-1":              {"yes: true\ntext: \xe4\n", "f.yaml:2:7: byte 0xe4 is not UTF-8; allowed: text in UTF-8"},
 		"UTF-16":               {"\xff\xfet\x00", "f.yaml:1:1: is UTF-16; allowed: text in UTF-8"},
 		"a byte order mark":    {"\ufefftext: 5\n", `f.yaml:1:7: text: is a number, to YAML; quote it: "5"; allowed: text`},
-		"lines of CR LF":       {"yes: true\r\nnumber: 10\r\n", `f.yaml:2:9: number: "10" is not valid; allowed: a whole number from 1 to 9`},
+		"lines of CR LF":       {"yes: true\r\nnumber: 10\r\n", `f.yaml:2:9: number: "10" is not valid; allowed: a whole number of things from 1 to 9`},
 		"a tab as indentation": {"inner:\n\tname: a\n", "f.yaml:2:1: not valid YAML: a tab where only spaces may stand; allowed: spaces as indentation"},
 	} {
 		t.Run(name, func(t *testing.T) {

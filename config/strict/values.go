@@ -110,8 +110,11 @@ func (o *Object) Addresses(name string, dst *[]netip.Addr, seen func(netip.Addr)
 		if err != nil {
 			return a, fmt.Errorf("%q is not valid", text)
 		}
+		if a.Is4In6() {
+			return a, fmt.Errorf("%s is an IPv4 address in IPv6 clothes; write it as IPv4", text)
+		}
 		if problem := addressProblem(a); problem != "" {
-			return a, fmt.Errorf("%s %s", text, problem)
+			return a, &Unfit{text + " " + problem, "an address that other nodes reach, such as 10.0.0.7 or fd00::7"}
 		}
 		if seen != nil {
 			err = seen(a)
@@ -125,8 +128,6 @@ func addressProblem(a netip.Addr) string {
 	switch {
 	case a.Zone() != "":
 		return "has a zone"
-	case a.Is4In6():
-		return "is an IPv4 address in IPv6 clothes; write it as IPv4"
 	case a.IsUnspecified(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return "is nobody's address"
 	case a.IsLoopback():

@@ -168,7 +168,7 @@ func (r *reader) read(o *strict.Object) {
 		}
 		text = filepath.Clean(text)
 		if line, twice := r.netns[text]; twice {
-			return "", fmt.Errorf("%s is also the namespace of line %d; a namespace is one pod", text, line)
+			return "", &strict.Unfit{Problem: fmt.Sprintf("%s is also the namespace of line %d", text, line), Allowed: "a namespace that no other pod has"}
 		}
 		r.netns[text] = o.Line("netns")
 		return text, nil
@@ -178,7 +178,7 @@ func (r *reader) read(o *strict.Object) {
 	var v4, v6 bool
 	o.Addresses("addresses", &p.Addresses, func(a netip.Addr) error {
 		if owner, twice := r.addrs[a]; twice {
-			return fmt.Errorf("%s is also an address of %s", a, owner)
+			return &strict.Unfit{Problem: fmt.Sprintf("%s is also an address of %s", a, owner), Allowed: "an address that no other pod has"}
 		}
 		r.addrs[a] = p.Namespace + "/" + p.Name
 		family, name := &v6, "IPv6"
@@ -186,7 +186,7 @@ func (r *reader) read(o *strict.Object) {
 			family, name = &v4, "IPv4"
 		}
 		if *family {
-			return fmt.Errorf("%s is the pod's second %s address; name the primary one", a, name)
+			return &strict.Unfit{Problem: fmt.Sprintf("%s is the pod's second %s address", a, name), Allowed: "the primary one only, beside one of the other family"}
 		}
 		*family = true
 		return nil

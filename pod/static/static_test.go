@@ -54,6 +54,7 @@ func TestParseFileRefuses(t *testing.T) {
 	const a = "- {name: a, netns: /run/netns/a, addresses: [10.0.0.1]}\n"
 	const netns = "the absolute path of a network namespace, such as /run/netns/web"
 	const address = "an IP address, such as 10.0.0.7 or fd00::7"
+	const reached = "an address that other nodes reach, such as 10.0.0.7 or fd00::7"
 	for name, tt := range map[string]struct{ data, want string }{
 		"an unknown key":         {"pod: []\n", "p.yaml:1:1: pod: unknown key; allowed: pods"},
 		"another trust domain":   {"pods:\n- {name: b, netns: /b, addresses: [10.0.0.2], trustDomain: other.example}\n", `p.yaml:2:60: pods[0].trustDomain: "other.example" is another trust domain, for which this node has no authority; allowed: cluster.local, the mesh's own`},
@@ -63,12 +64,12 @@ func TestParseFileRefuses(t *testing.T) {
 		"a relative path":        {"pods:\n- {name: b, netns: netns/b, addresses: [10.0.0.2]}\n", `p.yaml:2:20: pods[0].netns: "netns/b" is not valid; allowed: ` + netns},
 		"no addresses":           {"pods:\n- {name: b, netns: /b}\n", "p.yaml:2:4: pods[0].addresses: is missing; allowed: one IP address, or one IPv4 and one IPv6 address"},
 		"an empty list":          {"pods:\n- {name: b, netns: /b, addresses: []}\n", "p.yaml:2:35: pods[0].addresses: is empty; allowed: one IP address, or one IPv4 and one IPv6 address"},
-		"two of a family":        {"pods:\n- {name: b, netns: /b, addresses: [10.0.0.2, 10.0.0.3]}\n", "p.yaml:2:46: pods[0].addresses[1]: 10.0.0.3 is the pod's second IPv4 address; name the primary one; allowed: " + address},
+		"two of a family":        {"pods:\n- {name: b, netns: /b, addresses: [10.0.0.2, 10.0.0.3]}\n", "p.yaml:2:46: pods[0].addresses[1]: 10.0.0.3 is the pod's second IPv4 address; allowed: the primary one only, beside one of the other family"},
 		"a name twice":           {"pods:\n" + a + "- {name: a, netns: /b, addresses: [10.0.0.2]}\n", "p.yaml:3:10: pods[1].name: default/a is also that of line 2; allowed: each name once in a namespace"},
-		"a namespace path twice": {"pods:\n" + a + "- {name: b, netns: /run//netns/a, addresses: [10.0.0.2]}\n", "p.yaml:3:20: pods[1].netns: /run/netns/a is also the namespace of line 2; a namespace is one pod; allowed: " + netns},
-		"an address twice":       {"pods:\n" + a + "- {name: b, netns: /b, addresses: [10.0.0.1]}\n", "p.yaml:3:36: pods[1].addresses[0]: 10.0.0.1 is also an address of default/a; allowed: " + address},
+		"a namespace path twice": {"pods:\n" + a + "- {name: b, netns: /run//netns/a, addresses: [10.0.0.2]}\n", "p.yaml:3:20: pods[1].netns: /run/netns/a is also the namespace of line 2; allowed: a namespace that no other pod has"},
+		"an address twice":       {"pods:\n" + a + "- {name: b, netns: /b, addresses: [10.0.0.1]}\n", "p.yaml:3:36: pods[1].addresses[0]: 10.0.0.1 is also an address of default/a; allowed: an address that no other pod has"},
 		"a UID with a slash":     {"pods:\n- {name: b, uid: a/b, netns: /b, addresses: [10.0.0.1]}\n", `p.yaml:2:18: pods[0].uid: "a/b" is not valid; allowed: letters, digits, -, _, . and :, at most 128 of them`},
-		"a loopback address":     {"pods:\n- {name: b, netns: /b, addresses: [\"::1\"]}\n", "p.yaml:2:36: pods[0].addresses[0]: ::1 is a loopback address; allowed: " + address},
+		"a loopback address":     {"pods:\n- {name: b, netns: /b, addresses: [\"::1\"]}\n", "p.yaml:2:36: pods[0].addresses[0]: ::1 is a loopback address; allowed: " + reached},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := ParseFile("p.yaml", []byte(tt.data), domain())
