@@ -53,6 +53,9 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	var undo closers
 	defer func() { err = errors.Join(err, undo.close()) }()
 
+	if err := Check(cfg); err != nil {
+		return err
+	}
 	decided, err := readFiles(cfg)
 	if err != nil {
 		return err

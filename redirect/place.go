@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/internal/input"
 )
 
 const (
@@ -203,20 +205,52 @@ func cgroupPath(cgroup string) (dir, path string, err error) {
 	}
 	dir = filepath.Clean(cgroup)
 	if dir != root && !strings.HasPrefix(dir, root+"/") {
-		dir = filepath.Join(root, cgroup) // as /proc/PID/cgroup has it
+		inside := filepath.Join(root, cgroup) // as /proc/PID/cgroup has it
+		if _, err := os.Stat(inside); err == nil {
+			dir = inside
+		}
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return "", "", fmt.Errorf("find cgroup %s: %w", dir, err)
-	}
-	if fs.Type != unix.CGROUP2_SUPER_MAGIC {
-		return "", "", fmt.Errorf("find cgroup %s: it is no cgroup v2 directory, those are below %s", dir, root)
+	if err := checkCgroup(dir, root); err != nil {
+		return "", "", err
 	}
 	rel, err := filepath.Rel(root, dir)
 	if err != nil {
 		return "", "", fmt.Errorf("find cgroup %s: %w", dir, err)
 	}
 	return dir, filepath.Join("/", rel), nil
+}
+
+// CheckCgroup says whether hooks can be attached to Config.Cgroup, as far as that
+// can be said without doing it. Its error is an *input.Error where it is the cgroup
+// that is wrong.
+func CheckCgroup(cgroup string) error {
+	if cgroup == "" {
+		return nil // the root, wherever it is: Open tells if it is nowhere
+	}
+	_, _, err := cgroupPath(cgroup)
+	return err
+}
+
+func checkCgroup(dir, root string) error {
+	mend := "set cgroup to one, such as " + filepath.Join(root, "kubepods") + `, or to "" for the root`
+	var fs unix.Statfs_t
+	info, err := os.Stat(dir)
+	if err == nil {
+		err = unix.Statfs(dir, &fs)
+	}
+	switch below := dir == root || strings.HasPrefix(dir, root+"/"); {
+	case errors.Is(err, unix.ENOENT):
+		return input.Wrong(dir, mend, "no such cgroup")
+	case err != nil:
+		return input.Unusable(dir, err)
+	case fs.Type == unix.CGROUP_SUPER_MAGIC:
+		return input.Wrong(dir, mend, "is of cgroup v1; those of v2 are below %s", root)
+	case fs.Type != unix.CGROUP2_SUPER_MAGIC || !below:
+		return input.Wrong(dir, mend, "is no cgroup; those of v2 are below %s", root)
+	case !info.IsDir():
+		return input.Wrong(dir, mend, "is a file of a cgroup, not the cgroup")
+	}
+	return nil
 }
 
 // outsiders returns the processes of a network namespace that do not live below

@@ -120,3 +120,44 @@ func TestPodWithoutItsAddressIsRefused(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// A cgroup may be named by its path below the mount, or as /proc/PID/cgroup has it.
+func TestCheckCgroup(t *testing.T) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v1, v2 string
+	for line := range strings.Lines(string(mounts)) {
+		switch f := strings.Fields(line); f[2] {
+		case "cgroup":
+			v1 = f[1]
+		case "cgroup2":
+			v2 = f[1]
+		}
+	}
+	procs := filepath.Join(v2, "cgroup.procs")
+	for cgroup, want := range map[string]string{
+		"":                     "",
+		v2:                     "",
+		"/":                    "",
+		"/culvert-none":        "/culvert-none: no such cgroup: set cgroup to one, such as " + v2 + `/kubepods, or to "" for the root`,
+		v2 + "/culvert-none":   v2 + "/culvert-none: no such cgroup: ",
+		"/cgroup.procs":        procs + ": is a file of a cgroup, not the cgroup: ",
+		procs:                  procs + ": is a file of a cgroup, not the cgroup: ",
+		procs + "/x":           procs + "/x: a part of this path is a file, not a folder: ",
+		"/proc":                "/proc: is no cgroup; those of v2 are below " + v2 + ": ",
+		"/proc/self/cmdline":   "/proc/self/cmdline: is no cgroup; ",
+		filepath.Join(v1, "."): v1 + ": is of cgroup v1; those of v2 are below " + v2 + ": ",
+	} {
+		if v1 == "" && cgroup == "." {
+			continue // a machine without v1
+		}
+		switch err := redirect.CheckCgroup(cgroup); {
+		case want == "" && err != nil:
+			t.Errorf("%q: %v", cgroup, err)
+		case want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)):
+			t.Errorf("%q\ngot  %v\nwant %s", cgroup, err, want)
+		}
+	}
+}

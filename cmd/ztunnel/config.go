@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/daemon"
 	"github.com/culvert-mesh/culvert/identity/ca"
 	"github.com/culvert-mesh/culvert/internal/input"
 	"github.com/culvert-mesh/culvert/pod/static"
@@ -80,6 +81,7 @@ func checkFiles(out io.Writer, c *config.Config) error {
 		fmt.Fprintf(out, "%s: good, %d %s\n", path, n, what)
 	}
 	fmt.Fprintf(out, "%s: good\n", c.Path)
+	errs = append(errs, daemon.Check(c))
 	check(c.Workloads.File, "workloads", func(data []byte) (int, error) {
 		list, err := workload.ParseFile(c.Workloads.File, data, c.TrustDomain)
 		return len(list), err

@@ -89,7 +89,7 @@ var rules = []rule{
 	{
 		why:  "redirection gets plain values",
 		of:   []string{"redirect"},
-		only: []string{"bpf", "internal/netns", "redirect"},
+		only: []string{"bpf", "internal/netns", "internal/input", "redirect"},
 	},
 	{
 		why:   "what is decided from is values: no socket, no cluster, nothing of how they came",

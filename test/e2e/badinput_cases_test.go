@@ -18,6 +18,8 @@ type badFile struct {
 	text string             // what it holds, or
 	make func(string) error // makes what stands at this path
 	when int                // atStart and whileRunning where it is 0
+
+	obedient bool // read by a root that obeys the file's mode
 }
 
 const (
@@ -33,7 +35,7 @@ var kinds = []struct {
 	{"configuration", "config.yaml", wrongConfigs()},
 	{"workloads", "workloads.yaml", slicesOf(everyThird(wrongWorkloads), everyThird(wrongText("workloads")), wrongPlaces())},
 	{"pods", "pods.yaml", slicesOf(wrongPods, wrongPlaces())},
-	{"policy", "policy.yaml", slicesOf(wrongRules, wrongPlaces())},
+	{"policy", "policy.yaml", slicesOf(wrongRules, wrongModes, wrongPlaces())},
 	{"trust", "trust.yaml", slicesOf(wrongTrust, wrongPlaces())},
 	{"ca", "ca", everyThird(wrongAuthorities)},
 }
@@ -65,6 +67,7 @@ func wrongPlaces() []badFile {
 		{name: "a link to a device", make: linkTo("/dev/zero")},
 		{name: "a link to nowhere", make: linkTo("nowhere.yaml")},
 		{name: "a loop of links", make: func(p string) error { return os.Symlink(strings.TrimSuffix(filepath.Base(p), besides), p) }},
+		{name: "for nobody to read", make: func(p string) error { return os.WriteFile(p, nil, 0) }, when: atStart, obedient: true},
 		{name: "empty by now", text: "\n", when: whileRunning},
 	}
 }
@@ -93,6 +96,9 @@ func wrongText(key string) []badFile {
 		{name: "17 MiB", text: strings.Repeat("# a comment of 32 bytes, all told\n", 524_288)},
 	}
 }
+
+// ownFolder keeps what should not start from the machine's own authority.
+const ownFolder = "identity: {ca: {dir: ca}}\n"
 
 func wrongConfigs() []badFile {
 	places := wrongPlaces()
@@ -125,6 +131,23 @@ func wrongConfigs() []badFile {
 		{name: "a node's name with a space", text: "node: {name: a b}\n"},
 		{name: "a value that is missing", text: "runDir:\n"},
 		{name: "a mapping that is text", text: "tunnel: fast\n"},
+		{name: "a mode", text: "mode: disable\n"},
+		{name: "a mode as Istio has it", text: "mode: STRICT\n"},
+		{name: "a mode that is a mapping", text: "mode: {mesh: strict}\n"},
+		{name: "what becomes of connections", text: "existing: drop\n"},
+		{name: "a memory that is negative", text: "tunnel: {memory: -1}\n"},
+		{name: "a memory with a unit", text: "tunnel: {memory: 64MiB}\n"},
+		{name: "a memory in bytes", text: "tunnel: {memory: 268435456}\n"},
+		{name: "a key in lower case", text: "accesslog: {format: json}\n"},
+		{name: "a misspelt key that makes another wrong", text: "tunnel: {deadAftr: 60s, pingAfter: 30s}\n"},
+		{name: "a run folder that is a file", text: "runDir: workloads.yaml\n" + ownFolder},
+		{name: "a run folder below a file", text: "runDir: workloads.yaml/run\n" + ownFolder},
+		{name: "a run folder that is too long", text: "runDir: /run/" + strings.Repeat("x", 107-len("/run/")-len("/admin.sock")+1) + "\n" + ownFolder},
+		{name: "a run folder that is empty", text: "runDir: \"\"\n" + ownFolder},
+		{name: "a cgroup that is not there", text: "cgroup: /culvert-e2e-none\nrunDir: run\n" + ownFolder},
+		{name: "a cgroup that is a list", text: "cgroup: [a]\nrunDir: run\n" + ownFolder},
+		{name: "a cgroup that is another folder", text: "cgroup: /proc\nrunDir: run\n" + ownFolder},
+		{name: "a cgroup that is a file of one", text: "cgroup: /cgroup.procs\nrunDir: run\n" + ownFolder},
 		{name: "a tab as indentation", text: "node:\n\tname: a\n"},
 		{name: "nested without end", text: strings.Repeat("{a: ", 500_000)},
 	}, places[:len(places)-1])
@@ -187,4 +210,30 @@ var wrongRules = []badFile{
 	{name: "a name that is built in", text: "rules:\n- {name: default-allow, denySource: [spiffe://cluster.local/ns/a/sa/b]}\n"},
 	{name: "one ID for a list", text: "rules:\n- {name: a, denySource: spiffe://cluster.local/ns/a/sa/b}\n"},
 	{name: "a list for rules is text", text: "rules: none\n"},
+}
+
+var wrongModes = []badFile{
+	{name: "modes: an unknown key", text: "modes:\n- {name: a, namspace: demo, workload: web, mode: permissive}\n"},
+	{name: "modes: no name", text: "modes:\n- {mode: permissive}\n"},
+	{name: "modes: a name of a rule", text: "rules:\n- {name: a, denySource: [spiffe://cluster.local/ns/a/sa/b]}\nmodes:\n- {name: a, mode: permissive}\n"},
+	{name: "modes: a name that is built in", text: "modes:\n- {name: default-mode, mode: permissive}\n"},
+	{name: "modes: a mode", text: "modes:\n- {name: a, mode: disable}\n"},
+	{name: "modes: a mode as Istio has it", text: "modes:\n- {name: a, mode: PERMISSIVE}\n"},
+	{name: "modes: neither a mode nor ports", text: "modes:\n- {name: a, namespace: demo}\n"},
+	{name: "modes: two for the mesh", text: "modes:\n- {name: a, mode: strict}\n- {name: b, mode: permissive}\n"},
+	{name: "modes: two for a namespace", text: "modes:\n- {name: a, namespace: demo, mode: strict}\n- {name: b, namespace: demo, mode: permissive}\n"},
+	{name: "modes: two for a workload", text: "modes:\n- {name: a, namespace: demo, workload: web, mode: strict}\n- {name: b, workload: web, namespace: demo, ports: {80: permissive}}\n"},
+	{name: "modes: a workload without its namespace", text: "modes:\n- {name: a, workload: web, mode: permissive}\n"},
+	{name: "modes: a namespace with a star", text: "modes:\n- {name: a, namespace: \"*\", mode: permissive}\n"},
+	{name: "modes: an empty namespace", text: "modes:\n- {name: a, namespace: \"\", mode: permissive}\n"},
+	{name: "modes: ports of a namespace", text: "modes:\n- {name: a, namespace: demo, ports: {80: permissive}}\n"},
+	{name: "modes: port 0", text: "modes:\n- {name: a, namespace: demo, workload: web, ports: {0: permissive}}\n"},
+	{name: "modes: port 70000", text: "modes:\n- {name: a, namespace: demo, workload: web, ports: {70000: permissive}}\n"},
+	{name: "modes: a port that is a name", text: "modes:\n- {name: a, namespace: demo, workload: web, ports: {http: permissive}}\n"},
+	{name: "modes: a port that is a range", text: "modes:\n- {name: a, namespace: demo, workload: web, ports: {80-90: permissive}}\n"},
+	{name: "modes: a port twice", text: "modes:\n- {name: a, namespace: demo, workload: web, ports: {80: permissive, 80: strict}}\n"},
+	{name: "modes: a port's mode", text: "modes:\n- {name: a, namespace: demo, workload: web, ports: {80: off}}\n"},
+	{name: "modes: no port", text: "modes:\n- {name: a, namespace: demo, workload: web, ports: {}}\n"},
+	{name: "modes: a list of ports", text: "modes:\n- {name: a, namespace: demo, workload: web, ports: [80, 90]}\n"},
+	{name: "modes: a mapping for the list", text: "modes: {demo: permissive}\n"},
 }

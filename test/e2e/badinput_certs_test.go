@@ -28,7 +28,7 @@ var wrongTrust = []badFile{
 	{name: "a domain twice", text: "trust:\n- {domain: partner.example, roots: [partner.pem]}\n- {domain: partner.example, roots: [partner.pem]}\n"},
 	{name: "a domain that is an ID", text: "trust:\n- {domain: spiffe://partner.example, roots: [partner.pem]}\n"},
 	{name: "a file of roots that is not there", text: "trust:\n- {domain: partner.example, roots: [none.pem]}\n"},
-	{name: "a file of roots that is a folder", text: "trust:\n- {domain: partner.example, roots: [ca]}\n"},
+	{name: "a file of roots that is a folder", text: "trust:\n- {domain: partner.example, roots: [/]}\n"},
 	{name: "a file of roots that is no PEM", text: "trust:\n- {domain: partner.example, roots: [workloads.yaml]}\n"},
 	{name: "a serial number", text: "deny: {serials: [xyz]}\n"},
 	{name: "a serial number that is too long", text: "deny: {serials: [1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f]}\n"},
