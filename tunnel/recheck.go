@@ -43,14 +43,14 @@ type lives struct {
 }
 
 // link adds a connection. A snapshot that has come since it was decided may end
-// it at once: look at done after.
+// it at once: look at done after. The loop may not have been told of that one yet.
 func (w *worker) link(l *live) {
 	l.on, l.prev, l.next = w, nil, w.lives.head
 	if l.next != nil {
 		l.next.prev = l
 	}
 	w.lives.head = l
-	if s := w.lives.snap; s != nil && l.conn.version() < s.Version {
+	if s := w.t.cfg.Snapshots.Load(); l.conn.version() < s.Version {
 		l.conn.recheck(s)
 	}
 }

@@ -51,6 +51,7 @@ func onLoop(t *testing.T, steps ...func(w *worker)) {
 		t.Fatal(err)
 	}
 	w := &worker{Worker: relay.NewWorker(l, nil), entries: map[poolKey]*entry{}, retired: map[*entry]struct{}{}}
+	w.t = &Tunnel{cfg: Config{Snapshots: snapshot.NewStore()}}
 	done := make(chan struct{})
 	go func() { defer close(done); l.Run() }()
 	defer func() { l.Stop(); <-done }()
@@ -150,6 +151,9 @@ func TestRecheckOfAListThatChanges(t *testing.T) {
 				}
 			}
 			// One that was decided before the snapshot and comes after it.
+			for w.t.cfg.Snapshots.Load().Version < 2 {
+				w.t.cfg.Snapshots.Publish(nil, nil)
+			}
 			if late := add(w, 1); late.times != 1 || late.rests != 2 {
 				t.Errorf("a late one was asked %d times", late.times)
 			}
@@ -166,4 +170,18 @@ func TestRecheckOfAListThatChanges(t *testing.T) {
 				t.Errorf("%d were in the list, want 5", n)
 			}
 		})
+}
+
+// A connection that was decided before a snapshot and comes to its loop after it
+// is asked then, though the loop has not been told of the snapshot yet.
+func TestALateConnectionIsAskedBeforeItsLoopIsTold(t *testing.T) {
+	onLoop(t, func(w *worker) {
+		late := &asked{rests: w.t.cfg.Snapshots.Load().Version}
+		at := w.t.cfg.Snapshots.Publish(nil, policy.NewSet(nil)).Version
+		late.live.conn = late
+		w.link(&late.live)
+		if late.times != 1 || late.rests != at {
+			t.Errorf("it was asked %d times, rests on %d, want %d", late.times, late.rests, at)
+		}
+	})
 }
