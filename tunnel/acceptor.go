@@ -53,6 +53,7 @@ type acceptor struct {
 	fd       int
 	accepted func(fd int)
 	full     func(fd int) // ends one that there is no descriptor for
+	resting  bool // until a pause is over
 	closed   bool
 }
 
@@ -65,7 +66,7 @@ func (a *acceptor) close() {
 
 // Ready is the loop's.
 func (a *acceptor) Ready(loop.Events) {
-	if a.closed {
+	if a.closed || a.resting {
 		return
 	}
 	for range acceptShare {
@@ -91,8 +92,10 @@ func (a *acceptor) Ready(loop.Events) {
 		case unix.EAGAIN, unix.EBADF, unix.EINVAL:
 			return
 		default:
-			// What waits is in the queue, and no edge will tell of it again.
-			a.w.Loop.After(acceptPause, func() { a.Ready(0) })
+			// What waits is in the queue, and no edge will tell of it again. One
+			// pause at a time: each of them ends in another while it lasts.
+			a.resting = true
+			a.w.Loop.After(acceptPause, func() { a.resting = false; a.Ready(0) })
 			return
 		}
 	}
