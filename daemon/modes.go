@@ -25,7 +25,8 @@ type modes struct {
 type podMode struct {
 	namespace, name string
 	set             func(redirect.PlainPorts) error
-	now             policy.PlainPorts // what the kernel was told
+	now             policy.PlainPorts // what the kernel was told last, and took
+	unsure          bool              // it may have taken part of something since
 }
 
 // add tells the kernel of a pod, whatever it had been told before.
@@ -73,14 +74,14 @@ func (m *modes) settle(rules *policy.Set) error {
 }
 
 func (p *podMode) become(want policy.PlainPorts) error {
-	if p.now.Equal(want) {
+	if p.now.Equal(want) && !p.unsure {
 		return nil
 	}
-	if err := p.set(plainPorts(want)); err != nil {
-		return err
+	err := p.set(plainPorts(want))
+	if p.unsure = err != nil; err == nil {
+		p.now = want
 	}
-	p.now = want
-	return nil
+	return err
 }
 
 func plainPorts(p policy.PlainPorts) redirect.PlainPorts {

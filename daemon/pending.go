@@ -44,12 +44,12 @@ func (f *files) put(file string, table *workload.Table, rules *policy.Set) error
 		p.files = slices.DeleteFunc(p.files, func(s string) bool { return s == file })
 		return nil
 	}
-	if !p.settle {
-		if file == "workloads" {
-			p.table = table
-		} else {
-			p.rules = rules
-		}
+	switch {
+	case f.inForce(table, rules): // the maps are to settle
+	case file == "workloads":
+		p.table = table
+	default:
+		p.rules = rules
 	}
 	if !slices.Contains(p.files, file) {
 		p.files = append(p.files, file)
@@ -58,16 +58,24 @@ func (f *files) put(file string, table *workload.Table, rules *policy.Set) error
 	return err
 }
 
-// retry tries again what is pending and due.
+// inForce reports whether the last change has put these in force. The caller
+// holds mu.
+func (f *files) inForce(table *workload.Table, rules *policy.Set) bool {
+	return f.table == table && f.rules == rules
+}
+
+// retry tries again what is pending and due, and reports what another change has
+// put in force.
 func (f *files) retry(now time.Time, r *reports) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p := &f.pending
-	if p.none() || now.Before(p.at) {
-		return
-	}
 	var err error
-	if p.table != nil || p.rules != nil {
+	switch {
+	case p.none():
+	case now.Before(p.at):
+		return
+	case p.table != nil || p.rules != nil:
 		table, rules := p.table, p.rules
 		if table == nil {
 			table = f.table
@@ -76,10 +84,10 @@ func (f *files) retry(now time.Time, r *reports) {
 			rules = f.rules
 		}
 		err = f.change(table, rules)
-		if err == nil || p.settle {
+		if f.inForce(table, rules) {
 			p.table, p.rules = nil, nil
 		}
-	} else {
+	default:
 		f.modes.Lock()
 		err = errors.Join(f.node.SetDestinations(f.destinations), f.modes.settle(f.rules))
 		f.modes.Unlock()

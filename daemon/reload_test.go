@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/policy"
 	"github.com/culvert-mesh/culvert/redirect"
 )
 
@@ -272,5 +273,82 @@ func TestWhatTheMapsRefuseIsTriedAgain(t *testing.T) {
 	tries(2 * againAfter)
 	if got := describe(m.now); got != "10.0.0.1 hbone" || f.store.Load().Version != 4 {
 		t.Errorf("snapshot %d is in force, the maps hold %s", f.store.Load().Version, got)
+	}
+}
+
+// What is read while the maps have not settled yet, and cannot be put in force
+// either, is tried again like any other.
+func TestWhatIsReadBeforeTheMapsSettleIsTriedAgain(t *testing.T) {
+	f, m, dir := newFiles(t, "workloads:\n"+a)
+	r := newReports(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), "workloads", "policy")
+	for _, change := range []struct {
+		text    string
+		failing int
+	}{{a + b, 2}, {a + b + c, 1}} { // behind the snapshot, before it
+		m.failing = change.failing
+		write(t, filepath.Join(dir, "w.yaml"), "workloads:\n"+change.text)
+		err := f.takeWorkloads(f.workloads.Read())
+		r.say("workloads", err)
+		if err == nil {
+			t.Error("no error")
+		}
+	}
+	f.retry(time.Now().Add(2*againAfter), r)
+	if got := describe(m.now); got != "10.0.0.1 hbone, 10.0.0.2 hbone, 10.0.0.3 tcp" {
+		t.Errorf("the maps hold %s", got)
+	}
+	if got := f.store.Load().Workloads.Len(); got != 3 {
+		t.Errorf("%d workloads are in force", got)
+	}
+}
+
+// What another file's change has settled is not an error any more.
+func TestWhatAnotherFileSettlesIsReported(t *testing.T) {
+	f, m, dir := newFiles(t, "workloads:\n"+a)
+	r := newReports(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), "workloads", "policy")
+	m.failing = 2
+	write(t, filepath.Join(dir, "w.yaml"), "workloads:\n"+a+b)
+	r.say("workloads", f.takeWorkloads(f.workloads.Read()))
+	r.say("policy", f.takePolicy(f.policy.Read()))
+	f.retry(time.Now(), r)
+	if err := r.last["workloads"].err; err != nil {
+		t.Errorf("the status says %v still", err)
+	}
+}
+
+// Of what failed halfway it is not known what the kernel has: it is told all of
+// it again.
+func TestPlainPortsAreToldAgainAfterAFailure(t *testing.T) {
+	var m modes
+	var told []string
+	broken := false
+	if _, err := m.add("demo", "web", func(p redirect.PlainPorts) error {
+		told = append(told, fmt.Sprint(p.Only))
+		if broken {
+			return errors.New("the map is broken")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	m.Lock()
+	defer m.Unlock()
+	now := policy.NewSet(nil, policy.ModeRule{Namespace: "demo", Workload: "web", Ports: map[uint16]policy.Mode{80: policy.Permissive}})
+	if err := m.settle(now); err != nil {
+		t.Fatal(err)
+	}
+	broken = true
+	if err := m.stricter(policy.NewSet(nil)); err == nil {
+		t.Error("no error")
+	}
+	broken = false
+	if err := m.settle(now); err != nil {
+		t.Error(err)
+	}
+	if err := m.settle(now); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"[]", "[80]", "[]", "[80]"}, told); diff != "" {
+		t.Errorf("the kernel was told, -want +got\n%s", diff)
 	}
 }
