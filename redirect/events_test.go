@@ -149,3 +149,38 @@ func TestEventsAreBounded(t *testing.T) {
 		t.Errorf("event %+v", e)
 	}
 }
+
+// Who floods the ring has it read in shares, with rests between them: here each
+// event that is taken makes the next one.
+func TestAFloodOfEventsIsReadInShares(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.must(w.node.SetMeshCIDRs(prefixes("10.98.0.0/16")))
+	const events = 7000
+	const atLeast = 200 * time.Millisecond // two rests
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var first time.Time
+	n := 0
+	w.in(w.pod, func() error {
+		knock := func() {
+			if fd, err := tcp(false); err == nil {
+				_ = unix.Connect(fd, sockaddr(at(remote4.Next(), 80)))
+				unix.Close(fd)
+			}
+		}
+		knock()
+		knock()
+		return w.node.Events(ctx, func(redirect.Event) {
+			if n++; n == 1 {
+				first = time.Now()
+			} else if n == events {
+				cancel()
+			}
+			knock()
+		})
+	})
+	if took := time.Since(first); n < events || took < atLeast {
+		t.Errorf("%d events in %s", n, took)
+	}
+}
