@@ -53,7 +53,7 @@ type acceptor struct {
 	fd       int
 	accepted func(fd int)
 	full     func(fd int) // ends one that there is no descriptor for
-	resting  bool // until a pause is over
+	resting  bool         // until a pause is over
 	closed   bool
 }
 

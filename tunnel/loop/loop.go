@@ -35,6 +35,7 @@ const (
 	RDHup Events = unix.EPOLLRDHUP
 	Hup   Events = unix.EPOLLHUP
 	Err   Events = unix.EPOLLERR
+	Pri   Events = unix.EPOLLPRI // an urgent byte, at which reads end though there is more
 
 	// Ended is set in events that come with the end of the stream: after
 	// them a short read does not mean that the socket is drained. Data
@@ -42,7 +43,7 @@ const (
 	// been seen is not reported again.
 	Ended = RDHup | Hup | Err
 
-	interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+	interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
 )
 
 // turnEvents is how many ready descriptors one turn takes from the kernel.

@@ -45,7 +45,7 @@ type pipeEnd struct {
 	sent uint64 // bytes given to the other end
 
 	readable bool // the socket may hold bytes, or its end
-	ended    bool // the socket reported its end: read on until it shows
+	ended    bool // the socket reported its end, or an urgent byte: read on until nothing is there
 	broken   bool // it ended by a reset
 	full     bool // it takes no bytes at present
 	eof      bool // its FIN was read and passed on
@@ -161,7 +161,7 @@ func (e *pipeEnd) note(ev loop.Events) {
 	if ev&(loop.In|loop.Ended) != 0 {
 		e.readable = true
 	}
-	if ev&loop.Ended != 0 {
+	if ev&(loop.Ended|loop.Pri) != 0 {
 		e.ended = true
 	}
 	if ev&loop.Err != 0 {

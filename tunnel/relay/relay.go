@@ -70,7 +70,7 @@ type Relay struct {
 
 	phase    phase
 	readable bool // the socket may hold bytes, or its end
-	ended    bool // the socket reported its end: read on until it shows
+	ended    bool // the socket reported its end, or an urgent byte: read on until nothing is there
 	broken   bool // it ended by a reset
 	eof      bool // the application's FIN was read and passed on
 	fin      bool // the peer's END_STREAM came
@@ -236,7 +236,7 @@ func (r *Relay) note(ev loop.Events) {
 	if ev&(loop.In|loop.Ended) != 0 {
 		r.readable = true
 	}
-	if ev&loop.Ended != 0 {
+	if ev&(loop.Ended|loop.Pri) != 0 {
 		r.ended = true
 	}
 	if ev&loop.Err != 0 {
