@@ -64,8 +64,9 @@ type existingPod struct {
 
 	mu    sync.Mutex // one look at a time, and none once it is gone
 	gone  bool
-	found []redirect.Existing // at the last look
-	seen  time.Time
+	found []redirect.Existing // at the last look that did not fail
+	seen  time.Time           // when that was; zero: there was none
+	said  string              // why the last look failed, as it was logged
 }
 
 func newExisting(reset bool, log *slog.Logger) *existing {
@@ -157,9 +158,13 @@ func (x *existing) look(p *existingPod) ([]redirect.Existing, error) {
 	}
 	found, err := p.pod.Existing()
 	if err != nil {
-		x.log.Error("cannot look for connections from before the enrolment: if there are any, they go on in plaintext", "pod", p.key, "err", err)
+		if p.said != err.Error() {
+			p.said = err.Error()
+			x.log.Error("cannot look for connections from before the enrolment: if there are any, they go on in plaintext", "pod", p.key, "err", err)
+		}
 		return p.found, err
 	}
+	p.said = ""
 	if x.reset {
 		found = x.end(p, found)
 	}
@@ -238,6 +243,9 @@ func (x *existing) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	for _, p := range pods {
+		if p.last().IsZero() {
+			continue // how many it has is not known
+		}
 		ch <- prometheus.MustNewConstMetric(x.desc, prometheus.GaugeValue, float64(p.count()), p.key)
 	}
 }

@@ -148,3 +148,31 @@ func TestExistingAreReset(t *testing.T) {
 		t.Errorf("kept clear of %v", p.held)
 	}
 }
+
+// Of a pod that cannot be looked at it is not told that it has none, and it is
+// said once why.
+func TestExistingOfAPodThatCannotBeLookedAt(t *testing.T) {
+	x, log := watching(t, true)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(x)
+	p := &fakePod{fails: errors.New("no netlink")}
+	at := x.add("pod", p, p)
+	for range 3 {
+		if _, err := x.look(at); err == nil {
+			t.Error("a look that fails is none")
+		}
+	}
+	if said := log.String(); strings.Count(said, "no netlink") != 1 {
+		t.Errorf("the log says: %s", said)
+	}
+	if n, err := testutil.GatherAndCount(registry); n != 0 || err != nil {
+		t.Errorf("%d series, %v", n, err)
+	}
+	p.fails = nil
+	if _, err := x.look(at); err != nil {
+		t.Error(err)
+	}
+	if n, err := testutil.GatherAndCount(registry); n != 1 || err != nil {
+		t.Errorf("%d series, %v", n, err)
+	}
+}
