@@ -111,7 +111,7 @@ func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
 	if err := p.await(ctx); err != nil {
 		return nil, err
 	}
-	err = p.alone(func() error {
+	err = p.alone(ctx, func() error {
 		if err := cfg.NS.Do(p.setUp); err != nil {
 			return err
 		}

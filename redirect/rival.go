@@ -3,12 +3,14 @@
 package redirect
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -30,25 +32,49 @@ func pinRunDir(dir, runDir string) error {
 	return nil
 }
 
+// lockWait is far longer than an instance has a namespace locked.
+const lockWait = 2 * time.Second
+
 // alone sets the pod up by f unless another instance has: with two, what one
 // releases is the other's too, rules and sysctls among it. The namespace itself
 // is locked meanwhile, by its inode, so that of two that begin at once one is
 // first.
-func (p *Pod) alone(f func() error) error {
-	if err := unix.Flock(p.cfg.NS.FD(), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return errors.New("another instance of ztunnel is enrolling its namespace")
-		}
+func (p *Pod) alone(ctx context.Context, f func() error) error {
+	locked, err := p.lock(ctx)
+	if err != nil {
 		return fmt.Errorf("lock its namespace: %w", err)
 	}
-	err := p.checkRivals()
-	if err == nil {
+	if err = p.checkRivals(); err == nil {
 		err = f()
 	}
-	if uerr := unix.Flock(p.cfg.NS.FD(), unix.LOCK_UN); uerr != nil {
-		err = errors.Join(err, fmt.Errorf("unlock its namespace: %w", uerr))
+	if locked {
+		if uerr := unix.Flock(p.cfg.NS.FD(), unix.LOCK_UN); uerr != nil {
+			err = errors.Join(err, fmt.Errorf("unlock its namespace: %w", uerr))
+		}
 	}
 	return err
+}
+
+// lock locks the namespace. Any process in it can do that too, and must not keep
+// the pod in plaintext by it: after lockWait it goes on without.
+func (p *Pod) lock(ctx context.Context) (locked bool, err error) {
+	enough := time.NewTimer(lockWait)
+	defer enough.Stop()
+	tick := time.NewTicker(setUpPoll)
+	defer tick.Stop()
+	for {
+		if err := unix.Flock(p.cfg.NS.FD(), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			return err == nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-enough.C:
+			p.n.cfg.Logger.Warn("a process has the pod's network namespace locked (flock): it is enrolled all the same", "pod", p.cfg.Name)
+			return false, nil
+		case <-tick.C:
+		}
+	}
 }
 
 // checkRivals looks for a lookup program in the namespace that is not pinned as

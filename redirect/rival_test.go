@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -69,12 +70,35 @@ func TestRivalInstance(t *testing.T) {
 		w.must(err)
 		defer again.Close()
 		w.must(unix.Flock(again.FD(), unix.LOCK_EX|unix.LOCK_NB))
-		refused("is enrolling its namespace")
+		ended := make(chan error)
+		go func() {
+			p, err := rival.AddPod(t.Context(), cfg)
+			if err == nil {
+				err = p.Release()
+			}
+			ended <- err
+		}()
+		select {
+		case err := <-ended:
+			t.Errorf("it does not wait for who has the lock: %v", err)
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
 		w.must(unix.Flock(again.FD(), unix.LOCK_UN))
-		p, err := rival.AddPod(t.Context(), cfg) // the control
-		w.must(err)
-		w.must(p.Release())
+		w.must(<-ended)
 	})
+}
+
+// A process of the pod, which needs no privilege for it, keeps nobody from
+// enrolling the pod by holding the lock.
+func TestALockedNamespaceIsEnrolled(t *testing.T) {
+	w := newWorld(t)
+	ns, err := netns.Open(w.podPath)
+	w.must(err)
+	defer ns.Close()
+	w.must(unix.Flock(ns.FD(), unix.LOCK_EX|unix.LOCK_NB))
+	w.start()
+	w.must(w.redirected.Probe(t.Context()))
 }
 
 // A program of somebody else's in the namespace is no rival.
