@@ -49,7 +49,7 @@ func serve(e *env, p *lab.Pod) *application {
 	e.t.Helper()
 	a := new(application)
 	app, err := p.Serve(appPort, func(c *net.TCPConn) {
-		_ = c.SetDeadline(time.Now().Add(4 * patience()))
+		_ = c.SetDeadline(time.Now().Add(6 * patience()))
 		if f := a.handle.Load(); f != nil {
 			(*f)(c)
 		}

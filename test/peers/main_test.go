@@ -96,7 +96,7 @@ type env struct {
 // setup builds the lab, without the daemon.
 func setup(t *testing.T) *env {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute*slowness())
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute*slowness())
 	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
 	if err != nil {
 		cancel()
@@ -283,7 +283,7 @@ func connect(e *env, p *lab.Pod, to netip.AddrPort) (*net.TCPConn, error) {
 	defer cancel()
 	c, err := p.Dial(ctx, to)
 	if err == nil {
-		_ = c.SetDeadline(time.Now().Add(4 * patience()))
+		_ = c.SetDeadline(time.Now().Add(6 * patience()))
 		e.t.Cleanup(func() { c.Close() })
 	}
 	return c, err
