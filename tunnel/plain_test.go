@@ -256,6 +256,23 @@ func TestPlainFollowsTheSnapshot(t *testing.T) {
 	r.nothingLeft()
 }
 
+// What waits to be accepted while the port becomes STRICT goes by that.
+func TestPlainThatWaitsFollowsTheSnapshot(t *testing.T) {
+	r := newPlainRig(t, "127.0.0.1:0", policy.Permissive)
+	r.echo()
+	held, release := make(chan struct{}), make(chan struct{})
+	r.pod.w.Loop.Post(func() { close(held); <-release })
+	<-held
+	c := r.dial(r.at)
+	r.set(policy.Strict)
+	close(release)
+	if got := r.ends(c, telemetry.ReasonDenied); got.PolicyVersion != 2 {
+		t.Errorf("recorded %+v", got)
+	}
+	r.neverOpened()
+	r.nothingLeft()
+}
+
 func TestPlainRefusesOwnPorts(t *testing.T) {
 	// Addresses of loopback that nobody else uses.
 	r := newPlainRig(t, "127.15.0.6:15006", policy.Permissive)
