@@ -276,26 +276,6 @@ func (p *Pod) lacking() (lacking, err error) {
 	return nil, nil
 }
 
-// hasIPv6 says whether the calling thread's namespace has IPv6 at all.
-func hasIPv6() bool {
-	all, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
-	return err == nil && strings.TrimSpace(string(all)) == "0"
-}
-
-// findAddr finds an address in the calling thread's namespace; nil: not there.
-func findAddr(a netip.Addr) (*netlink.Addr, error) {
-	all, err := netlink.AddrList(nil, family(a))
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	for _, have := range all {
-		if ip, ok := netip.AddrFromSlice(have.IP); ok && ip.Unmap() == a {
-			return &have, nil
-		}
-	}
-	return nil, nil
-}
-
 // setUp sets sysctls, routes and rules, on a thread in the namespace.
 func (p *Pod) setUp() error {
 	saved, err := readSysctls(p.v6.IsValid())

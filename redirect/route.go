@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -29,6 +31,26 @@ func family(a netip.Addr) int {
 		return unix.AF_INET6
 	}
 	return unix.AF_INET
+}
+
+// hasIPv6 says whether the calling thread's namespace has IPv6 at all.
+func hasIPv6() bool {
+	all, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(all)) == "0"
+}
+
+// findAddr finds an address in the calling thread's namespace; nil: not there.
+func findAddr(a netip.Addr) (*netlink.Addr, error) {
+	all, err := netlink.AddrList(nil, family(a))
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, have := range all {
+		if ip, ok := netip.AddrFromSlice(have.IP); ok && ip.Unmap() == a {
+			return &have, nil
+		}
+	}
+	return nil, nil
 }
 
 func anyPrefix(a netip.Addr) *net.IPNet {
