@@ -39,6 +39,7 @@ const environment = "CULVERT_HOSTILE"
 type order struct {
 	Kind       string
 	Target     string // the pod's HBONE port
+	Listen     string // where a server listens
 	App        string // an application that answers
 	Deaf       string // one that takes nothing
 	Loud       string // one that says all that it can
@@ -99,6 +100,19 @@ func attack(text string) int {
 		return 1
 	}
 	var all sync.WaitGroup
+	if k.serve != nil {
+		l, err := net.Listen("tcp", a.Listen)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		context.AfterFunc(ctx, func() { l.Close() })
+		k.workers, k.run = 4, func(a *attacker) {
+			if s := a.accept(l, &cert); s != nil {
+				k.serve(s)
+			}
+		}
+	}
 	for range max(1, k.workers) {
 		all.Go(func() {
 			for ctx.Err() == nil {
@@ -176,15 +190,18 @@ type session struct {
 	settled chan struct{} // the server's SETTINGS came
 	read    bool
 	goaway  string
+	asked   chan uint32  // a server's: the stream of the first request
 	heard   atomic.Int64 // answers to what paced sends
 }
 
-// secrets keeps the client's traffic secret of a handshake.
-type secrets struct{ client []byte }
+// secrets keeps the traffic secrets of a handshake.
+type secrets struct{ client, server []byte }
 
 func (s *secrets) Write(line []byte) (int, error) {
 	if f := strings.Fields(string(line)); len(f) == 3 && f[0] == "CLIENT_TRAFFIC_SECRET_0" {
 		s.client, _ = hex.DecodeString(f[2])
+	} else if len(f) == 3 && f[0] == "SERVER_TRAFFIC_SECRET_0" {
+		s.server, _ = hex.DecodeString(f[2])
 	}
 	return len(line), nil
 }
@@ -233,6 +250,50 @@ func (a *attacker) open(deaf bool, settings ...http2.Setting) *session {
 	return s
 }
 
+// accept takes a session as a server, up to the client's first request.
+func (a *attacker) accept(l net.Listener, cert *tls.Certificate) *session {
+	c, err := l.Accept()
+	if err != nil {
+		<-a.ctx.Done()
+		return nil
+	}
+	a.connections.Add(1)
+	context.AfterFunc(a.ctx, func() { c.Close() })
+	var keys secrets
+	s := &session{a: a, raw: c, id: 2, over: make(chan struct{}), settled: make(chan struct{}), asked: make(chan uint32, 1), slot: make([]byte, record.SlotLen)}
+	s.conn = tls.Server(c, &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{*cert},
+		ClientAuth: tls.RequireAnyClientCert, SessionTicketsDisabled: true, KeyLogWriter: &keys,
+	})
+	if err := s.conn.HandshakeContext(a.ctx); err != nil {
+		a.ended(err)
+		c.Close()
+		return nil
+	}
+	a.sessions.Add(1)
+	s.layer, err = record.New(record.Secrets{Suite: s.conn.ConnectionState().CipherSuite, Write: keys.server, Read: append([]byte(nil), keys.server...)})
+	if err != nil {
+		panic(err)
+	}
+	s.enc = hpack.NewEncoder(&s.block)
+	s.enc.SetMaxDynamicTableSizeLimit(0)
+	s.frame(http2.FrameSettings, 0, 0, nil)
+	if !s.flush() {
+		c.Close()
+		return nil
+	}
+	s.read = true
+	go s.listen()
+	select {
+	case s.id = <-s.asked:
+		return s
+	case <-s.over:
+	case <-a.ctx.Done():
+	}
+	s.close()
+	return nil
+}
+
 func settingsPayload(settings []http2.Setting) []byte {
 	var p []byte
 	for _, x := range settings {
@@ -244,6 +305,12 @@ func settingsPayload(settings []http2.Setting) []byte {
 // listen counts what the server says.
 func (s *session) listen() {
 	defer close(s.over)
+	if s.asked != nil {
+		if _, err := io.ReadFull(s.conn, make([]byte, len(http2.ClientPreface))); err != nil {
+			s.a.ended(err)
+			return
+		}
+	}
 	fr := http2.NewFramer(nil, s.conn)
 	fr.SetMaxReadFrameSize(1 << 20)
 	fr.SetReuseFrames()
@@ -278,6 +345,13 @@ func (s *session) listen() {
 		case *http2.RSTStreamFrame:
 			s.a.answered("RST_STREAM " + f.ErrCode.String())
 		case *http2.HeadersFrame:
+			if s.asked != nil {
+				select {
+				case s.asked <- f.StreamID:
+				default:
+				}
+				continue
+			}
 			if fields, err := dec.DecodeFull(f.HeaderBlockFragment()); err == nil && len(fields) > 0 {
 				s.a.answered("status " + fields[0].Value)
 				s.heard.Add(1)

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -129,6 +130,7 @@ func newBench(t *testing.T, length time.Duration) *bench {
 			workloads = append(workloads, p.Workload())
 		}
 	}
+	workloads = append(workloads, l.Pod(1, 3).Workload()) // which the attacker is the server of
 	for _, n := range l.Nodes {
 		d, err := n.StartDaemon(ctx, lab.DaemonConfig{Binary: ztunnel, Pods: n.Pods[:2], Workloads: workloads, Settings: map[string]any{
 			"tunnel":    map[string]any{"memory": memory, "handshakeTimeout": "1s"},
@@ -173,6 +175,7 @@ func newBench(t *testing.T, length time.Duration) *bench {
 	})
 	b.must(err)
 	b.order = order{
+		Listen: ":" + strconv.Itoa(hbonePort),
 		Target: netip.AddrPortFrom(target.Addr(4), hbonePort).String(),
 		App:    app.Addr(4).String(), Deaf: netip.AddrPortFrom(target.Addr(4), 8081).String(), Loud: loud.Addr(4).String(),
 		Closed: netip.AddrPortFrom(target.Addr(4), 9).String(),
@@ -262,6 +265,9 @@ func (b *bench) attack(name string, length time.Duration) (r result, err error) 
 	}
 	ctx, cancel := context.WithTimeout(b.ctx, length+time.Minute)
 	defer cancel()
+	if kinds[name].serve != nil {
+		defer b.call(ctx, p)()
+	}
 	if err := p.Wait(ctx); err != nil {
 		_ = p.Signal(unix.SIGQUIT) // says where it hangs
 		<-p.Done()
@@ -272,6 +278,36 @@ func (b *bench) attack(name string, length time.Duration) (r result, err error) 
 	}
 	return r, nil
 }
+
+// call has applications of the attacked node call the attacker's, again and again,
+// until the attacker has ended.
+func (b *bench) call(ctx context.Context, attacker *lab.Process) (wait func()) {
+	var all sync.WaitGroup
+	to := netip.AddrPortFrom(b.Pod(1, 3).Addr(4), 8080)
+	for range 4 {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				select {
+				case <-attacker.Done():
+					return
+				case <-time.After(time.Millisecond):
+				}
+				if c, err := b.Pod(2, 1).Dial(ctx, to); err == nil {
+					_ = c.SetDeadline(time.Now().Add(time.Second))
+					_, _ = c.Read(make([]byte, 1)) // a reset, or its first byte, and no more is taken
+					_, _ = io.CopyN(io.Discard, &slow{c}, 1<<20)
+					c.Close()
+				}
+			}
+		})
+	}
+	return all.Wait
+}
+
+// slow takes a byte, and waits for its end.
+type slow struct{ net.Conn }
+
+func (s *slow) Read(p []byte) (int, error) { return s.Conn.Read(p[:min(len(p), 1)]) }
 
 func (r *result) add(x result) {
 	r.Connections += x.Connections

@@ -18,6 +18,7 @@ import (
 type kind struct {
 	workers int             // that run at once; 0: 1
 	run     func(*attacker) // again and again, until the time is over
+	serve   func(*session)  // of a server, for each session once it was asked something; instead of run
 	foreign bool            // with a certificate of another trust domain
 	// shows is the control: what says that the attack was what it is called.
 	shows func(result) error
@@ -255,6 +256,23 @@ var kinds = map[string]kind{
 		s.hold()
 	}, shows: answers("status 200", 64), limit: "queued"},
 	"CONNECT to a closed port": {run: paced(500, func(s *session) { s.connect(s.a.Closed) }), shows: answers("status 503", 500)},
+	// Servers.
+	"server: SETTINGS": {serve: served(func(s *session) { s.frame(http2.FrameSettings, 0, 0, nil) }), shows: ends(calm, 10, whole), limit: "calm"},
+	"server: GOAWAY":   {serve: served(func(s *session) { s.frame(http2.FrameGoAway, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0}) }), shows: ends(calm, 10, whole), limit: "calm"},
+	"server: header list bomb": {serve: func(s *session) {
+		block := []byte(strings.Repeat("\x08\x03200", 1) + strings.Repeat("\x84", 15<<10)) // status, then 15,360 fields
+		s.flood(func() { s.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, block) })
+	}, shows: ends(calm, 1, whole), limit: "calm"},
+	"server: more than the window": {serve: func(s *session) {
+		s.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, s.headers(":status", "200"))
+		s.flood(func() { s.frame(http2.FrameData, 0, s.id, make([]byte, 16<<10)) })
+	}, shows: func(r result) error {
+		if r.Ends[calm]+r.Ends["FLOW_CONTROL_ERROR"] < 3 {
+			return errors.New("want at least 3 ends by the rules of flow control")
+		}
+		return nil
+	}},
+
 	"a peer that does not read": {run: func(a *attacker) {
 		s := a.open(true, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1})
 		if s == nil {
@@ -274,6 +292,11 @@ var kinds = map[string]kind{
 		}
 		return nil
 	}, hold: true},
+}
+
+// served is a server's flood.
+func served(f func(*session)) func(*session) {
+	return func(s *session) { s.flood(func() { f(s) }) }
 }
 
 // flood is one session after the other, each with frames until it is over.
