@@ -69,6 +69,7 @@ func (h *healer) close() error {
 func (h *healer) run() {
 	defer close(h.done)
 	buf := make([]byte, notificationSize)
+	h.heal() // what has changed since it was set up
 	for {
 		wait := time.Time{}
 		if len(h.said) > 0 {
