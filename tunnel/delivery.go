@@ -242,6 +242,6 @@ func (p *Pod) name(l Listener) {
 	if !known {
 		p.t.cfg.Logger.Warn("an application's listener has a mark of its own: nobody reaches it through the tunnel",
 			"pod", p.Key, "listener", l.Addr.String(), "mark", fmt.Sprintf("%#x", l.Mark),
-			"hint", "have the application not set SO_MARK on the socket that it listens on; on those that it accepts it may")
+			"hint", "have the application not set SO_MARK on the socket that it listens on; on those that it accepts it is refused (EPERM)")
 	}
 }
