@@ -42,6 +42,7 @@ type Conn struct {
 	events  []Event     // of the present Receive
 	scratch *Scratch
 	meter   func(n int) // told of the queues' memory; nil: nobody is
+	held    int         // bytes of that
 
 	// A header block whose end has not come.
 	block       []byte

@@ -23,12 +23,13 @@ type queue struct {
 // memory that they have.
 func (c *Conn) Meter(f func(n int)) {
 	c.meter = f
-	for _, s := range c.streams {
-		c.metered(s.queue.memory())
+	if c.held != 0 {
+		f(c.held)
 	}
 }
 
 func (c *Conn) metered(n int) {
+	c.held += n
 	if c.meter != nil && n != 0 {
 		c.meter(n)
 	}
@@ -135,11 +136,16 @@ func (s *Stream) Discard() {
 	*q = queue{}
 }
 
-// Discard drops what is queued on every stream, when the connection has ended.
+// Discard drops what is queued on every stream, when the connection has ended. The
+// meter is told no more after that.
 func (c *Conn) Discard() {
 	for _, s := range c.streams {
 		s.Discard()
 	}
+	// A stream that the peer reset is not among them any more, and where the same
+	// Receive failed nobody was told of it.
+	c.metered(-c.held)
+	c.meter = nil
 }
 
 // Hoards calls f for each stream that has bytes queued. f may reset it.

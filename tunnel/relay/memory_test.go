@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/culvert-mesh/culvert/tunnel/h2"
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
 
@@ -236,5 +237,25 @@ func TestWindowsDoNotGrowWhileTight(t *testing.T) {
 		if tight {
 			on(r.server, func() { r.far.Meter(-(128<<10/2 + 1)) })
 		}
+	}
+}
+
+// What a peer has queued is given back at its end, also where it takes the stream
+// back and breaks the rules in one breath.
+func TestAccountIsEvenWhenThePeerBreaksTheRules(t *testing.T) {
+	r := emptyRig(t, rigConfig{request: func(*relay.Worker, *relay.Trunk, *h2.Stream, func() *relay.Relay) {}})
+	p := r.facing(false)
+	p.settle()
+	p.hoarder(1, 32<<10)
+	wait(t, r.server, "its data is queued", func() bool { return r.budget.Queued() > 32<<10-1 })
+	_, err := p.rc.Write([]byte{
+		0, 0, 4, byte(http2.FrameRSTStream), 0, 0, 0, 0, 1, 0, 0, 0, byte(http2.ErrCodeCancel),
+		0, 0, 0, byte(http2.FrameData), 0, 0, 0, 0, 0, // of stream 0
+	})
+	p.must(err)
+	r.trunkEnd()
+	on(r.server, func() {})
+	if n := r.budget.Queued(); n != 0 {
+		t.Errorf("%d bytes are counted still", n)
 	}
 }
