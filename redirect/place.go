@@ -254,7 +254,8 @@ func checkCgroup(dir, root string) error {
 }
 
 // outsiders returns the processes of a network namespace that do not live below
-// a cgroup: the hooks do not see them.
+// a cgroup: the hooks do not see them. This process is none of them, though its
+// first thread may be in the namespace at the moment: its sockets are known.
 func outsiders(cgroup string, ns os.FileInfo) ([]string, error) {
 	if cgroup == "/" {
 		return nil, nil
@@ -263,8 +264,12 @@ func outsiders(cgroup string, ns os.FileInfo) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	self := fmt.Sprintf("/proc/%d", os.Getpid())
 	var out []string
 	for _, p := range procs {
+		if p == self {
+			continue
+		}
 		in, err := os.Stat(filepath.Join(p, "ns/net"))
 		if err != nil || !os.SameFile(in, ns) {
 			continue // gone, or a kernel thread; or elsewhere

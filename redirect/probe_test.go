@@ -132,16 +132,23 @@ func TestProbeFromOutsideTheCgroup(t *testing.T) {
 	if len(n) != 0 {
 		t.Errorf("counted %v", n)
 	}
-	w.in(w.pod, func() error {
-		rules, err := netlink.RuleListFiltered(unix.AF_INET6, &netlink.Rule{Table: 0x53a}, netlink.RT_FILTER_TABLE)
-		if err != nil || len(rules) != 1 {
-			t.Fatalf("our rule: %v, %v", rules, err)
+	// The rule is put back as soon as that is heard: be faster once.
+	var without error
+	for range 100 {
+		w.in(w.pod, func() error {
+			rules, err := netlink.RuleListFiltered(unix.AF_INET6, &netlink.Rule{Table: 0x53a}, netlink.RT_FILTER_TABLE)
+			if err != nil || len(rules) != 1 {
+				return err
+			}
+			rules[0].Family = unix.AF_INET6
+			return netlink.RuleDel(&rules[0])
+		})
+		if without = w.redirected.Probe(t.Context()); without != nil {
+			break
 		}
-		rules[0].Family = unix.AF_INET6
-		return netlink.RuleDel(&rules[0])
-	})
-	if err := w.redirected.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "the mark 0x53a") {
-		t.Errorf("without the rule: %v", err)
+	}
+	if without == nil || !strings.Contains(without.Error(), "the mark 0x53a") {
+		t.Errorf("without the rule: %v", without)
 	}
 	w.detach("pods/*/steer")
 	if err := w.redirected.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "lookup program") {
