@@ -447,5 +447,7 @@ func (s *session) close() {
 		}
 	}
 	s.raw.Close()
-	<-s.over
+	if s.read {
+		<-s.over
+	}
 }

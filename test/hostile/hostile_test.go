@@ -95,7 +95,7 @@ const (
 	// noise is by how much a p99 may be more than twice the quiet one: where the
 	// attacker, two daemons and the other pair's applications share two
 	// processors, each waits for the time slices of the others.
-	noise = 50 * time.Millisecond
+	noise = 75 * time.Millisecond
 )
 
 // bench is the mesh that is attacked: the daemon of the second node.
