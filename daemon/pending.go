@@ -30,6 +30,12 @@ type pending struct {
 
 func (p *pending) none() bool { return p.table == nil && p.rules == nil && !p.settle }
 
+// reported takes a file out of those that are told of when all is in force:
+// something newer is said of it.
+func (p *pending) reported(file string) {
+	p.files = slices.DeleteFunc(p.files, func(s string) bool { return s == file })
+}
+
 // put puts in force what was read of a file, and remembers it where it could not
 // be. What another file is waiting with goes on waiting. The caller holds mu.
 func (f *files) put(file string, table *workload.Table, rules *policy.Set) error {
@@ -41,7 +47,7 @@ func (f *files) put(file string, table *workload.Table, rules *policy.Set) error
 	}
 	err := f.change(table, rules)
 	if err == nil {
-		p.files = slices.DeleteFunc(p.files, func(s string) bool { return s == file })
+		p.reported(file)
 		return nil
 	}
 	switch {

@@ -113,6 +113,7 @@ func (f *files) takeWorkloads(data []byte, err error) error {
 	defer f.mu.Unlock()
 	table, err := f.parseWorkloads(data, err)
 	if err != nil {
+		f.pending.reported("workloads")
 		return err
 	}
 	return f.put("workloads", table, f.rules)
@@ -123,6 +124,7 @@ func (f *files) takePolicy(data []byte, err error) error {
 	defer f.mu.Unlock()
 	rules, err := f.parsePolicy(data, err)
 	if err != nil {
+		f.pending.reported("policy")
 		return err
 	}
 	return f.put("policy", f.table, rules)

@@ -314,6 +314,18 @@ func TestWhatAnotherFileSettlesIsReported(t *testing.T) {
 	if err := r.last["workloads"].err; err != nil {
 		t.Errorf("the status says %v still", err)
 	}
+
+	// But for one that is broken by now.
+	m.failing = 2
+	for _, text := range []string{a, "workloads: 5\n"} {
+		write(t, filepath.Join(dir, "w.yaml"), "workloads:\n"+text)
+		r.say("workloads", f.takeWorkloads(f.workloads.Read()))
+	}
+	r.say("policy", f.takePolicy(f.policy.Read()))
+	f.retry(time.Now(), r)
+	if r.last["workloads"].err == nil {
+		t.Error("a broken file is reported as taken")
+	}
 }
 
 // Of what failed halfway it is not known what the kernel has: it is told all of
