@@ -132,7 +132,7 @@ func (c *connections) servePlaintext(w http.ResponseWriter, r *http.Request) {
 	for _, l := range all {
 		if l.SecurityPolicy == telemetry.Plaintext {
 			out.Connections = append(out.Connections, PlaintextConnection{
-				Kind: KindPermissive, Pod: l.Dst.Namespace + "_" + l.Dst.Workload, Direction: l.Direction.String(), Source: party(l.Src), Destination: party(l.Dst), Start: &l.Start,
+				Kind: KindPermissive, Pod: l.Pod, Direction: l.Direction.String(), Source: party(l.Src), Destination: party(l.Dst), Start: &l.Start,
 			})
 		}
 	}

@@ -112,6 +112,8 @@ type Connection struct {
 	CipherSuite uint16
 	Group       tls.CurveID
 
+	Pod string // key of the pod whose end it is; for listings, not for the log
+
 	Trace [16]byte // W3C trace ID, the same in the records of both ends; zero: none
 
 	SecurityPolicy SecurityPolicy // empty: SecurityUnknown

@@ -261,6 +261,7 @@ func (o *outbound) open() { o.flow = o.pod.t.cfg.Recorder.Opened(o.record()) }
 // record is what is known of the connection.
 func (o *outbound) record() *telemetry.Connection {
 	c := &telemetry.Connection{
+		Pod:           o.pod.Key,
 		Direction:     policy.Outbound,
 		Src:           telemetry.Endpoint{Addr: o.src, Workload: o.pod.Name, Namespace: o.pod.Namespace, Identity: o.pod.Identity},
 		Dst:           telemetry.Endpoint{Addr: o.dst},

@@ -232,6 +232,7 @@ func (c *plain) report(why telemetry.Reason, detail string) {
 // and nothing proves.
 func (c *plain) record() *telemetry.Connection {
 	r := &telemetry.Connection{
+		Pod:            c.pod.Key,
 		Direction:      policy.Inbound,
 		Src:            telemetry.Endpoint{Addr: c.src},
 		Dst:            telemetry.Endpoint{Addr: c.dst, Workload: c.pod.Name, Namespace: c.pod.Namespace, Identity: c.pod.Identity},

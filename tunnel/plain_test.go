@@ -46,7 +46,7 @@ func newPlainRig(t *testing.T, at string, mode policy.Mode) *plainRig {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.tunnel.Close)
-	r.pod = r.tunnel.AddPod(PodConfig{Key: "demo_web", Name: "web", Namespace: "demo", Sockets: r})
+	r.pod = r.tunnel.AddPod(PodConfig{Key: "demo_web_uid", Name: "web", Namespace: "demo", Sockets: r})
 	r.at = r.serve(at)
 	return r
 }
@@ -225,7 +225,7 @@ func TestPlainFollowsTheSnapshot(t *testing.T) {
 	r := newPlainRig(t, "127.0.0.1:0", policy.Strict)
 	r.echo()
 	// Let in by the kernel, which is ahead of the snapshot.
-	if c := r.ends(r.dial(r.at), telemetry.ReasonDenied); c.Rule != "m" || c.PolicyVersion != 1 {
+	if c := r.ends(r.dial(r.at), telemetry.ReasonDenied); c.Rule != "m" || c.PolicyVersion != 1 || c.Pod != "demo_web_uid" {
 		t.Errorf("recorded %+v", c)
 	}
 	r.neverOpened()

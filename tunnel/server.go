@@ -358,6 +358,7 @@ func (i *inbound) report(why telemetry.Reason, detail string) {
 func (i *inbound) record() *telemetry.Connection {
 	in := i.trunk
 	c := &telemetry.Connection{
+		Pod:            in.pod.Key,
 		Direction:      policy.Inbound,
 		Src:            telemetry.Endpoint{Addr: i.src, Identity: in.hs.Peer.ID},
 		Dst:            telemetry.Endpoint{Addr: i.dst, Workload: in.pod.Name, Namespace: in.pod.Namespace, Identity: in.pod.Identity},
