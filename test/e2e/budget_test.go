@@ -47,7 +47,8 @@ func TestWindowBudget(t *testing.T) {
 			e.must(s.expect(a.stream, "before"))
 
 			watch := e.watch(d)
-			reset := s.fill(tc.streams, deaf.Addr(4).String(), quiet)
+			_ = s.NetConn().SetDeadline(time.Now().Add(6 * patience()))
+			reset := s.fill(tc.streams, deaf.Addr(4).String(), quiet*slowness())
 			counted := e.sum(d, "culvert_peer_limits_total", "limit", "queued") - watch.before.Sum("culvert_peer_limits_total", "limit", "queued")
 			if (len(reset) > 0) != tc.above || counted != float64(len(reset)) {
 				t.Errorf("%d streams are reset, %v counted", len(reset), counted)
@@ -149,6 +150,9 @@ func (s *peerSession) fill(streams int, authority string, rest time.Duration) ma
 			continue
 		}
 		_ = s.WriteData(id, false, make([]byte, n))
+		mu.Lock()
+		moved = time.Now() // it may have waited for the peer
+		mu.Unlock()
 	}
 	_ = s.WritePing(false, [8]byte{'e', 'n', 'd'})
 	<-done

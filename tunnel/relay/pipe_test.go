@@ -269,9 +269,18 @@ func TestPipeStuckReader(t *testing.T) {
 		t.Fatalf("8 MiB were taken from its sender, %v", err)
 	default:
 	}
-	got, err := io.ReadAll(app)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Fatalf("%d bytes of %d came in the end, %v", len(got), len(want), err)
+	got := make([]byte, 0, len(want))
+	for len(got) < len(want) {
+		_ = client.SetDeadline(time.Now().Add(patience)) // for each step: a stall is seen
+		_ = app.SetDeadline(time.Now().Add(patience))
+		n, err := app.Read(got[len(got):cap(got)])
+		got = got[:len(got)+n]
+		if err != nil {
+			t.Fatalf("%d bytes of %d came in the end, %v", len(got), len(want), err)
+		}
+	}
+	if rest, err := io.ReadAll(app); err != nil || len(rest) > 0 || !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes of %d came in the end, and %d more, %v", len(got), len(want), len(rest), err)
 	}
 	if err := receive(t, wrote, "the sender"); err != nil {
 		t.Fatal(err)
