@@ -126,10 +126,8 @@ func addrPortOf(a [16]byte, port uint16) netip.AddrPort {
 func (n *Node) podOf(cookie uint64) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, p := range n.pods {
-		if p.cfg.NS.Cookie() == cookie {
-			return p.cfg.Name
-		}
+	if p, ok := n.pods[cookie]; ok {
+		return p.cfg.Name
 	}
 	return ""
 }

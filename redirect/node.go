@@ -87,9 +87,9 @@ type Node struct {
 	mu           sync.Mutex                   // guards what follows
 	destinations map[netip.Addr]Destination   // what is in the map; nil: not read yet
 	plain        map[uint64]map[uint16]uint32 // likewise, plain_ports, by namespace
-	pods         map[string]*Pod
-	mesh, bypass []netip.Prefix          // what is in the maps of ranges
-	foreign      map[ebpf.ProgramID]bool // programs that were warned of
+	pods         map[uint64]*Pod              // by the cookie of their namespace
+	mesh, bypass []netip.Prefix               // what is in the maps of ranges
+	foreign      map[ebpf.ProgramID]bool      // programs that were warned of
 }
 
 // Open loads the programs and attaches them to the cgroup, or takes over what a
@@ -102,7 +102,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("redirect connections: loading BPF programs needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")
 	}
-	n := &Node{cfg: cfg, pods: map[string]*Pod{}, foreign: map[ebpf.ProgramID]bool{}}
+	n := &Node{cfg: cfg, pods: map[uint64]*Pod{}, foreign: map[ebpf.ProgramID]bool{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -235,6 +235,43 @@ func (n *Node) Close() error {
 		n.lock = nil
 	}
 	return errors.Join(errs...)
+}
+
+// claim makes p the node's pod of its name and namespace.
+func (n *Node) claim(p *Pod) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pods == nil {
+		return errors.New("the node is closed")
+	}
+	cookie := p.cfg.NS.Cookie()
+	o, ok := n.pods[cookie]
+	if !ok {
+		o, ok = n.named(p.cfg.Name)
+	}
+	if ok {
+		return fmt.Errorf("pod %s is there already, with the namespace %s", o.cfg.Name, o.cfg.NetnsPath)
+	}
+	n.pods[cookie] = p
+	return nil
+}
+
+// named finds a pod by its name. The caller holds the lock.
+func (n *Node) named(name string) (*Pod, bool) {
+	for _, p := range n.pods {
+		if p.cfg.Name == name {
+			return p, true
+		}
+	}
+	return nil, false
+}
+
+func (n *Node) disown(p *Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if cookie := p.cfg.NS.Cookie(); n.pods[cookie] == p {
+		delete(n.pods, cookie)
+	}
 }
 
 // Cgroup is where the hooks are attached, as /proc/PID/cgroup has it.

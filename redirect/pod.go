@@ -134,30 +134,6 @@ func (p *Pod) Addrs() []netip.Addr {
 
 func (n *Node) podPins(name string) string { return filepath.Join(n.pins, podsDir, podFile(name)) }
 
-// claim makes p the node's pod of its name and namespace.
-func (n *Node) claim(p *Pod) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.pods == nil {
-		return errors.New("the node is closed")
-	}
-	for _, o := range n.pods {
-		if o.cfg.Name == p.cfg.Name || o.cfg.NS.Cookie() == p.cfg.NS.Cookie() {
-			return fmt.Errorf("pod %s is there already, with the namespace %s", o.cfg.Name, o.cfg.NetnsPath)
-		}
-	}
-	n.pods[p.cfg.Name] = p
-	return nil
-}
-
-func (n *Node) disown(p *Pod) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.pods[p.cfg.Name] == p {
-		delete(n.pods, p.cfg.Name)
-	}
-}
-
 // adopt reads what an earlier process has noted of the pod, so that its sysctls
 // are restored to what they were before either. A predecessor in the same
 // namespace under another name is taken over too: released first, the namespace

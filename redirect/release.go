@@ -52,7 +52,7 @@ func (n *Node) ReleaseOthers(keep func(name, netnsPath string) bool) (report []s
 	errs := []error{err}
 	for _, s := range all {
 		n.mu.Lock()
-		_, added := n.pods[s.Name]
+		_, added := n.named(s.Name)
 		n.mu.Unlock()
 		if added || (keep != nil && keep(s.Name, s.NetnsPath)) {
 			continue
