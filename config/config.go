@@ -172,11 +172,3 @@ const (
 	FormatJSON Format = "json"
 	FormatText Format = "text"
 )
-
-// Ports inside each pod's namespace. They are fixed: the first two by Istio's
-// habit, the last by the HBONE protocol.
-const (
-	PortOutbound = 15001
-	PortInbound  = 15006
-	PortHBONE    = 15008
-)

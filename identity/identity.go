@@ -30,15 +30,6 @@ type SVID struct {
 // Leaf is the workload's own certificate.
 func (s *SVID) Leaf() *x509.Certificate { return s.Certificates[0] }
 
-// Chain is the certificates in DER, as TLS sends them.
-func (s *SVID) Chain() [][]byte {
-	der := make([][]byte, len(s.Certificates))
-	for i, c := range s.Certificates {
-		der[i] = c.Raw
-	}
-	return der
-}
-
 // ErrUnknownTrustDomain is returned by Source.Bundle for a trust domain that
 // has no bundle.
 var ErrUnknownTrustDomain = errors.New("no bundle for this trust domain")

@@ -424,14 +424,6 @@ func (k *Keeper) Tried(ctx context.Context) error {
 	}
 }
 
-// Changed returns a channel that is closed at the next change of a Status. To
-// miss none, take it before Status.
-func (k *Keeper) Changed() <-chan struct{} {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.changed
-}
-
 // Status returns the lives of all pods that are not gone, by key; a draining
 // one before its successor.
 func (k *Keeper) Status() []Status {

@@ -78,14 +78,6 @@ func NewSet(rules []Rule, modes ...ModeRule) *Set {
 	return s
 }
 
-// Rules returns a copy of the rules.
-func (s *Set) Rules() []Rule {
-	if s == nil {
-		return nil
-	}
-	return NewSet(s.rules).rules
-}
-
 // Evaluate decides. The first rule that denies is named. A nil Set denies: it
 // means that nothing has been loaded, and not that nothing is forbidden.
 func Evaluate(s *Set, c Conn) Verdict {

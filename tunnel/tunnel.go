@@ -34,7 +34,8 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
 
-// The tunnel's ports in a pod.
+// The tunnel's ports in a pod: the first two by Istio's habit, the third by the HBONE
+// protocol. The others are no listeners of ours there, and not asked for either.
 const (
 	OutboundPort = 15001 // what the pod opens is steered here
 	InboundPort  = 15006 // plaintext that may come in (PERMISSIVE)

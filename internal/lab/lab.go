@@ -32,14 +32,9 @@ const (
 	maxPodsPerNode = 200
 )
 
-// PodCIDRs hold the addresses of all pods of all labs; NodeCIDRs those of the nodes.
+// PodCIDRs hold the addresses of all pods of all labs.
 func PodCIDRs() []netip.Prefix {
 	return []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("fd77::/64")}
-}
-
-// NodeCIDRs hold the addresses of all nodes of all labs.
-func NodeCIDRs() []netip.Prefix {
-	return []netip.Prefix{netip.MustParsePrefix("10.76.0.0/16"), netip.MustParsePrefix("fd76::/64")}
 }
 
 // Config says what to build.

@@ -355,11 +355,5 @@ func (c *Conn) CanOpen() int {
 	return min(max(0, int(c.peerStreams)-c.opened), ids)
 }
 
-// NextID is the identifier of the stream that Open would open next.
-func (c *Conn) NextID() uint32 { return c.nextID }
-
-// LastPeerID is the highest identifier that the peer has opened.
-func (c *Conn) LastPeerID() uint32 { return c.peerID }
-
 // Stream finds an open stream, or returns nil.
 func (c *Conn) Stream(id uint32) *Stream { return c.lookup(id) }

@@ -14,7 +14,6 @@
 package loop
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -48,9 +47,6 @@ const (
 
 // turnEvents is how many ready descriptors one turn takes from the kernel.
 const turnEvents = 256
-
-// ErrStopped is returned for work that a stopped loop cannot take.
-var ErrStopped = errors.New("event loop has stopped")
 
 // Handler is what a descriptor is registered with.
 type Handler interface {

@@ -122,9 +122,6 @@ func New(s Secrets) (*Layer, error) {
 	return l, nil
 }
 
-// Suite is the cipher suite's number.
-func (l *Layer) Suite() uint16 { return l.suite.id }
-
 // Close overwrites the secrets; the Layer returns ErrUnusable from then on. It
 // sends nothing.
 func (l *Layer) Close() {

@@ -131,9 +131,6 @@ func (w *Worker) NewTrunk(fd int, s *session.Session, o TrunkOwner, cfg TrunkCon
 // change that is to be sent call Send.
 func (t *Trunk) Session() *session.Session { return t.s }
 
-// Worker is the trunk's worker.
-func (t *Trunk) Worker() *Worker { return t.w }
-
 // Send sees to it that what is pending is sent at the end of this turn.
 func (t *Trunk) Send() { t.wantFlush() }
 
