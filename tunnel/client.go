@@ -40,7 +40,7 @@ func (p *Pod) capture(fd int) {
 		return
 	}
 	snap := t.cfg.Snapshots.Load()
-	o := &outbound{pod: p, src: src, dst: dst, start: time.Now(), trace: newTrace()}
+	o := &outbound{connection: connection{pod: p, src: src, dst: dst, start: time.Now()}, trace: newTrace()}
 	peer, ok := snap.Workloads.ByAddr(dst.Addr())
 	if !ok && t.cfg.Probe != nil && t.cfg.Probe(dst.Addr()) {
 		refuse(fd)
@@ -93,7 +93,7 @@ func (p *Pod) captureNone(fd int) {
 		unix.Close(fd)
 		return
 	}
-	o := &outbound{pod: p, src: src, dst: dst, start: time.Now(), trace: newTrace()}
+	o := &outbound{connection: connection{pod: p, src: src, dst: dst, start: time.Now()}, trace: newTrace()}
 	if peer, ok := p.t.cfg.Snapshots.Load().Workloads.ByAddr(dst.Addr()); ok {
 		o.peer = peer
 	}
@@ -102,24 +102,13 @@ func (p *Pod) captureNone(fd int) {
 
 // outbound is one connection that a pod opened: the owner of its relay.
 type outbound struct {
-	pod      *Pod
-	peer     *workload.Workload
-	src, dst netip.AddrPort
-	start    time.Time
-	verdict  policy.Verdict
+	connection
 	trace    hbone.Trace
 	home     *worker
 	entry    *entry
 	relay    *relay.Relay
 	via      *clientTrunk
 	attempts int
-	done     bool // reported
-	live     live
-
-	flow telemetry.Flow
-
-	reason telemetry.Reason // why it is being aborted
-	detail string
 }
 
 func (o *outbound) fields() []hpack.HeaderField {
@@ -223,36 +212,16 @@ func (o *outbound) reassign(first func()) {
 
 // Closed is relay.Owner's.
 func (o *outbound) Closed(r *relay.Relay, end relay.End, detail string) {
-	switch end {
-	case relay.EndClean:
-		o.report(telemetry.ReasonOK, "")
-	case relay.EndAborted:
-		o.report(o.reason, o.detail)
-	case relay.EndHoard:
-		o.report(telemetry.ReasonLimit, detail)
-	case relay.EndTrunkLost:
-		if f := o.via.failure; f != nil {
-			o.report(telemetry.ReasonTunnelLost, f.Error())
-			return
-		}
-		o.report(telemetry.ReasonTunnelLost, detail)
-	case relay.EndAppReset:
-		o.report(telemetry.ReasonReset, "by the source: "+detail)
-	case relay.EndPeerReset:
-		o.report(telemetry.ReasonReset, "by the destination: "+detail)
+	if end == relay.EndTrunkLost && o.via.failure != nil {
+		detail = o.via.failure.Error()
 	}
+	o.report(o.outcome(end, detail, "source", "destination"))
 }
 
 func (o *outbound) report(why telemetry.Reason, detail string) {
-	if o.done {
-		return
+	if !o.done {
+		o.finish(o.seen(), why, detail)
 	}
-	o.done = true
-	o.live.unlink()
-	c := o.seen()
-	c.Reason, c.Detail = why, detail
-	c.Duration = time.Since(o.start)
-	o.pod.t.cfg.Recorder.Closed(&o.flow, c)
 }
 
 // open counts a connection whose stream the peer has accepted.

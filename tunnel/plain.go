@@ -4,7 +4,6 @@ package tunnel
 
 import (
 	"fmt"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"github.com/culvert-mesh/culvert/snapshot"
 	"github.com/culvert-mesh/culvert/telemetry"
 	"github.com/culvert-mesh/culvert/tunnel/relay"
-	"github.com/culvert-mesh/culvert/workload"
 )
 
 // A client that has gone without a word holds two sockets. The application's own
@@ -66,7 +64,7 @@ func (p *Pod) acceptPlain(fd int) {
 		unix.Close(fd) // gone already
 		return
 	}
-	c := &plain{pod: p, src: src, dst: dst, start: time.Now()}
+	c := &plain{connection: connection{pod: p, src: src, dst: dst, start: time.Now()}}
 	snap := t.cfg.Snapshots.Load()
 	c.peer, _ = snap.Workloads.ByAddr(src.Addr())
 	if ownPort(dst.Port()) {
@@ -97,27 +95,17 @@ func (p *Pod) plainNone(fd int) {
 		unix.Close(fd)
 		return
 	}
-	c := &plain{pod: p, src: src, dst: dst, start: time.Now()}
+	c := &plain{connection: connection{pod: p, src: src, dst: dst, start: time.Now()}}
 	c.peer, _ = p.t.cfg.Snapshots.Load().Workloads.ByAddr(src.Addr())
 	c.refuse(fd, telemetry.ReasonLimit, errNoDescriptors.Error())
 }
 
 // plain is one connection in plaintext: the owner of its pipe.
 type plain struct {
-	pod      *Pod
+	connection
 	w        *worker
-	src, dst netip.AddrPort
-	peer     *workload.Workload // as its address says; nil when unknown
-	verdict  policy.Verdict
-	start    time.Time
 	pipe     *relay.Pipe
 	delivery delivery
-	done     bool
-	live     live
-	flow     telemetry.Flow
-
-	reason telemetry.Reason // why it is being aborted
-	detail string
 }
 
 // begin goes on, on the loop that the connection belongs to.
@@ -207,26 +195,10 @@ func (c *plain) PipeClosed(_ *relay.Pipe, end relay.End, detail string) {
 	c.delivery.stop()
 	c.leave()
 	delete(c.w.plain, c)
-	switch end {
-	case relay.EndClean:
-		c.report(telemetry.ReasonOK, "")
-	case relay.EndAborted:
-		c.report(c.reason, c.detail)
-	case relay.EndAppReset:
-		c.report(telemetry.ReasonReset, "by the destination: "+detail)
-	case relay.EndPeerReset:
-		c.report(telemetry.ReasonReset, "by the source: "+detail)
-	}
+	c.report(c.outcome(end, detail, "destination", "source"))
 }
 
-func (c *plain) report(why telemetry.Reason, detail string) {
-	c.done = true
-	c.live.unlink()
-	r := c.seen()
-	r.Reason, r.Detail = why, detail
-	r.Duration = time.Since(c.start)
-	c.pod.t.cfg.Recorder.Closed(&c.flow, r)
-}
+func (c *plain) report(why telemetry.Reason, detail string) { c.finish(c.seen(), why, detail) }
 
 // record is what is known of the connection. Who the source is, its address says,
 // and nothing proves.
@@ -257,8 +229,6 @@ func (c *plain) seen() *telemetry.Connection {
 }
 
 func (c *plain) tuple() tuple { return tuple{client: c.src, local: c.dst} }
-
-func (c *plain) version() uint64 { return c.verdict.Version }
 
 // recheck ends what may not be any more, such as where the port is STRICT by now.
 func (c *plain) recheck(s *snapshot.Snapshot) {

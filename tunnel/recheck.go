@@ -155,8 +155,6 @@ func (e *entry) retire() {
 	e.forget()
 }
 
-func (o *outbound) version() uint64 { return o.verdict.Version }
-
 func (o *outbound) recheck(s *snapshot.Snapshot) {
 	peer, ok := s.Workloads.ByAddr(o.dst.Addr())
 	if !ok {
@@ -178,8 +176,6 @@ func (o *outbound) recheck(s *snapshot.Snapshot) {
 func (o *outbound) ask(s *snapshot.Snapshot) policy.Verdict {
 	return s.Authorize(policy.Conn{Dir: policy.Outbound, Src: o.src, Dst: o.dst, SrcID: o.pod.Identity, DstID: o.peer.Identity()})
 }
-
-func (i *inbound) version() uint64 { return i.verdict.Version }
 
 func (i *inbound) recheck(s *snapshot.Snapshot) {
 	i.verdict = i.ask(s)

@@ -20,7 +20,6 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/handshake"
 	"github.com/culvert-mesh/culvert/tunnel/hbone"
 	"github.com/culvert-mesh/culvert/tunnel/relay"
-	"github.com/culvert-mesh/culvert/workload"
 )
 
 // maxStreams is how many streams a peer may have on one connection. Memory is
@@ -165,7 +164,7 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 		return
 	}
 	snap := in.pod.t.cfg.Snapshots.Load()
-	i := &inbound{trunk: in, st: st, start: time.Now(), src: in.remote}
+	i := &inbound{connection: connection{pod: in.pod, src: in.remote, start: time.Now()}, trunk: in, st: st}
 	i.peer, _ = snap.Workloads.ByAddr(in.remote.Addr())
 	req, refusal := hbone.ParseRequest(fields)
 	if refusal != nil {
@@ -208,23 +207,14 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 
 // inbound is one connection that a peer asked for: the owner of its relay.
 type inbound struct {
+	connection
 	trunk    *inboundTrunk
 	st       *h2.Stream
-	src, dst netip.AddrPort
-	peer     *workload.Workload                   // as its address says; nil when unknown
-	claimed  struct{ Workload, Namespace string } // of an unknown one, as its node says
+	claimed  struct{ Workload, Namespace string } // of an unknown peer, as its node says
 	trace    [16]byte
-	verdict  policy.Verdict
-	start    time.Time
 	relay    *relay.Relay
 	delivery delivery
 	opened   bool
-	done     bool
-	live     live
-	flow     telemetry.Flow
-
-	reason telemetry.Reason
-	detail string
 }
 
 // gone is deliverer's.
@@ -270,7 +260,7 @@ func (i *inbound) Connected(r *relay.Relay, err error) {
 	}
 	if i.respond(hbone.ResponseFields(200, ""), false) {
 		i.opened = true
-		i.flow = i.trunk.pod.t.cfg.Recorder.Opened(i.record())
+		i.flow = i.pod.t.cfg.Recorder.Opened(i.record())
 		r.Open()
 	}
 }
@@ -325,43 +315,24 @@ func (i *inbound) Refused(r *relay.Relay) {
 // Closed is relay.Owner's.
 func (i *inbound) Closed(_ *relay.Relay, end relay.End, detail string) {
 	i.delivery.stop()
-	switch end {
-	case relay.EndClean:
-		i.report(telemetry.ReasonOK, "")
-	case relay.EndAborted:
-		i.report(i.reason, i.detail)
-	case relay.EndHoard:
-		i.report(telemetry.ReasonLimit, detail)
-	case relay.EndTrunkLost:
-		i.report(telemetry.ReasonTunnelLost, detail)
-	case relay.EndAppReset:
-		i.report(telemetry.ReasonReset, "by the destination: "+detail)
-	case relay.EndPeerReset:
-		i.report(telemetry.ReasonReset, "by the source: "+detail)
-	}
+	i.report(i.outcome(end, detail, "destination", "source"))
 }
 
 func (i *inbound) report(why telemetry.Reason, detail string) {
-	if i.done {
-		return
+	if !i.done {
+		i.trunk.src.account.Close(relay.StreamCost)
+		i.finish(i.seen(), why, detail)
 	}
-	i.done = true
-	i.live.unlink()
-	i.trunk.src.account.Close(relay.StreamCost)
-	c := i.seen()
-	c.Reason, c.Detail = why, detail
-	c.Duration = time.Since(i.start)
-	i.trunk.pod.t.cfg.Recorder.Closed(&i.flow, c)
 }
 
 // record is what is known of the connection.
 func (i *inbound) record() *telemetry.Connection {
 	in := i.trunk
 	c := &telemetry.Connection{
-		Pod:            in.pod.Key,
+		Pod:            i.pod.Key,
 		Direction:      policy.Inbound,
 		Src:            telemetry.Endpoint{Addr: i.src, Identity: in.hs.Peer.ID},
-		Dst:            telemetry.Endpoint{Addr: i.dst, Workload: in.pod.Name, Namespace: in.pod.Namespace, Identity: in.pod.Identity},
+		Dst:            telemetry.Endpoint{Addr: i.dst, Workload: i.pod.Name, Namespace: i.pod.Namespace, Identity: i.pod.Identity},
 		Start:          i.start,
 		TLSVersion:     tls.VersionTLS13,
 		CipherSuite:    in.hs.CipherSuite,

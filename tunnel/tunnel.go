@@ -34,8 +34,8 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
 
-// The tunnel's ports in a pod: the first two by Istio's habit, the third by the HBONE
-// protocol. The others are no listeners of ours there, and not asked for either.
+// The tunnel's ports in a pod, all by Istio's habit but HBONE's, which is the
+// protocol's.
 const (
 	OutboundPort = 15001 // what the pod opens is steered here
 	InboundPort  = 15006 // plaintext that may come in (PERMISSIVE)
@@ -53,9 +53,9 @@ func ownPort(p uint16) bool {
 // Sockets makes sockets in one pod's network namespace. Descriptors belong to
 // the caller. Its methods may be called from any goroutine.
 type Sockets interface {
-	// Dial returns a socket of the tunnel's own, bound to src and not
-	// connected.
-	Dial(src netip.Addr) (fd int, err error)
+	// Dial returns a socket of the tunnel's own, bound to the pod's address of
+	// dst's family, and not connected.
+	Dial(dst netip.Addr) (fd int, err error)
 	// Take returns a delivery socket from stock, or false when there is
 	// none.
 	Take(v6 bool) (fd int, ok bool)
