@@ -72,6 +72,17 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		return err
 	}
 
+	// Before anything is attached: a start that fails for it leaves nothing behind.
+	metricsAt, err := listenHTTP(cfg.Metrics.Address)
+	if err != nil {
+		// Of two with the same files, the later one names the earlier.
+		if held := redirect.CheckFree(cfg.RunDir); held != nil {
+			return held
+		}
+		return err
+	}
+	undo.add(func() error { metricsAt.Close(); return nil }) // its server may have closed it
+
 	node, err := redirect.Open(redirect.Config{RunDir: cfg.RunDir, Cgroup: cfg.Cgroup, Logger: log})
 	if err != nil {
 		return err
@@ -126,11 +137,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 
 	var ready atomic.Bool
 	failed := make(chan error, 1)
-	stop, err := serveHTTP(cfg.Metrics.Address, metrics, &ready, failed)
-	if err != nil {
-		return err
-	}
-	undo.add(stop)
+	undo.add(serveHTTP(metricsAt, metrics, &ready, failed))
 
 	beside := newExisting(cfg.Existing == config.ExistingReset, log)
 	undo.add(beside.close)
@@ -273,14 +280,18 @@ func (p podStates) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// serveHTTP serves metrics and readiness.
-func serveHTTP(addr netip.AddrPort, metrics *telemetry.Metrics, ready *atomic.Bool, failed chan<- error) (stop func() error, err error) {
+func listenHTTP(addr netip.AddrPort) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
 	l, err := lc.Listen(context.Background(), "tcp", addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("serve metrics: %w (another daemon? set metrics.address)", err)
 	}
+	return l, nil
+}
+
+// serveHTTP serves metrics and readiness.
+func serveHTTP(l net.Listener, metrics *telemetry.Metrics, ready *atomic.Bool, failed chan<- error) (stop func() error) {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", metrics.Handler())
 	mux.HandleFunc("/healthz/live", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -303,7 +314,7 @@ func serveHTTP(addr netip.AddrPort, metrics *telemetry.Metrics, ready *atomic.Bo
 		err := s.Close()
 		<-done
 		return err
-	}, nil
+	}
 }
 
 // openIdentity opens the embedded authority with what the trust file adds.

@@ -58,6 +58,18 @@ func takeLock(runDir string) (*os.File, error) {
 	return f, nil
 }
 
+// CheckFree fails where an instance runs with the run directory, and names it.
+func CheckFree(runDir string) error {
+	if _, err := os.Stat(filepath.Join(runDir, lockFile)); err != nil {
+		return nil
+	}
+	lock, err := takeLock(runDir)
+	if err != nil {
+		return err
+	}
+	return lock.Close()
+}
+
 func sameFile(f *os.File, info os.FileInfo) bool {
 	have, err := f.Stat()
 	return err == nil && os.SameFile(have, info)

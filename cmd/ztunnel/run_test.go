@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,5 +97,49 @@ func TestRunAndCleanup(t *testing.T) {
 	code, stdout, stderr = cli(t, "cleanup", "--config", conf)
 	if code != exitOK || !strings.Contains(stdout, "nothing to clean up") {
 		t.Errorf("a second cleanup: exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// TestMetricsAddressIsTaken: such a start leaves nothing behind, and names the
+// other daemon where it is one with the same files.
+func TestMetricsAddressIsTaken(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dir := files(t, map[string]string{
+		"config.yaml":    fmt.Sprintf("runDir: run\nidentity: {ca: {dir: ca}}\nmetrics: {address: %q}\n", l.Addr()),
+		"workloads.yaml": "", "pods.yaml": "",
+	})
+	conf, run := filepath.Join(dir, "config.yaml"), filepath.Join(dir, "run")
+	bin := build(t)
+	t.Cleanup(func() { cli(t, "cleanup", "--config", conf) })
+
+	out, err := exec.CommandContext(t.Context(), bin, "run", "--config", conf).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "set metrics.address") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if _, err := os.Stat(run); !os.IsNotExist(err) {
+		t.Errorf("a run folder was made: %v", err)
+	}
+
+	if err := os.Mkdir(run, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Create(filepath.Join(run, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	fmt.Fprintln(lock, 4711)
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := exec.CommandContext(t.Context(), bin, "run", "--config", conf).CombinedOutput(); !strings.Contains(string(out), "process 4711") {
+		t.Errorf("another daemon is not named:\n%s", out)
 	}
 }
