@@ -34,6 +34,13 @@ func statePath(runDir, name string) string {
 	return filepath.Join(runDir, podsDir, podFile(name)+".json")
 }
 
+// Enrolled says how many pods an instance has enrolled, by what it has written
+// down: they stay so when it ends.
+func Enrolled(runDir string) int {
+	states, _ := readStates(runDir)
+	return len(states)
+}
+
 // readStates reads what was written down of all pods. One that cannot be read
 // does not hide the others.
 func readStates(runDir string) ([]podState, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/admin"
+	"github.com/culvert-mesh/culvert/redirect"
 )
 
 // asker is the flags of a command that asks the daemon, and how it asks.
@@ -52,6 +53,8 @@ func (a *asker) ask(path string, answer any, table func() error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return fmt.Errorf("%w: needs root, runs as user %d: use sudo", err, os.Geteuid())
+	case errors.Is(err, admin.ErrNoDaemon) && redirect.Enrolled(c.RunDir) > 0:
+		return fmt.Errorf("%w: pods that are enrolled there, %d, are refused what they open to the mesh until one runs (`ztunnel run`); `ztunnel cleanup` releases them", err, redirect.Enrolled(c.RunDir))
 	case errors.Is(err, admin.ErrNoDaemon):
 		return fmt.Errorf("%w: start one with `ztunnel run --config FILE`, or, where it has another run folder, name that with --run-dir or its configuration with --config", err)
 	case err != nil:

@@ -190,6 +190,15 @@ func TestAskingWhatDoesNotAnswer(t *testing.T) {
 	if _, _, stderr := cli(t, "status", "--run-dir", dir); !strings.Contains(stderr, "no ztunnel answers at "+dir) {
 		t.Errorf("a killed one: %s", stderr)
 	}
+	if err := os.Mkdir(filepath.Join(dir, "pods"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pods", "1.json"), []byte(`{"name":"demo_web"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, stderr := cli(t, "status", "--run-dir", dir); !strings.Contains(stderr, "pods that are enrolled there, 1, are refused") {
+		t.Errorf("a killed one with a pod: %s", stderr)
+	}
 }
 
 // TestAskingUnprivileged needs root, to be somebody else.
