@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -77,7 +78,10 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 		}
 	}()
 	if out.ns, err = netns.Open(p.NetnsPath); err != nil {
-		return nil, fmt.Errorf("open network namespace: %w", err)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: correct the pod's netns, or take the pod off the list", err)
+		}
+		return nil, err
 	}
 	if _, err := e.identity.SVID(ctx, p.Identity()); err != nil {
 		return nil, fmt.Errorf("get certificate for %s: %w", p.Identity(), err)

@@ -146,9 +146,16 @@ func removeRouting(a netip.Addr) (report []string, err error) {
 			errs = append(errs, fmt.Errorf("remove route: %w", err))
 			continue
 		}
-		report = append(report, fmt.Sprintf("route of IPv%d in table %d removed", ipVersion(a), table))
+		report = append(report, fmt.Sprintf("%s route of IPv%d in table %d removed", routeKind(r.Type), ipVersion(a), table))
 	}
 	return report, errors.Join(errs...)
+}
+
+func routeKind(t int) string {
+	if t == unix.RTN_UNREACHABLE {
+		return "unreachable"
+	}
+	return "local"
 }
 
 func ipVersion(a netip.Addr) int {

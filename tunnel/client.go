@@ -282,7 +282,7 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 	remote := netip.AddrPortFrom(k.dst, HBONEPort)
 	c, err := connect(ctx, fd, remote, t.cfg.ConnectTimeout)
 	if err != nil {
-		return nil, err
+		return nil, noTunnel(err)
 	}
 	hs, err := handshake.Client(ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Expect: k.id, Timeout: t.cfg.HandshakeTimeout})
 	if err != nil {
@@ -297,6 +297,17 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 		return nil, err
 	}
 	return newSession(c, hs, h2.Config{Client: true})
+}
+
+// noTunnel adds the likely cause and the mend to the error of a dial.
+func noTunnel(err error) error {
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("%w: the destination has no tunnel: enrol its pod at its node, or have the workload say protocol: tcp", err)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w: nobody answers: look at the workload's address, and at the network's way to this port", err)
+	}
+	return err
 }
 
 // newSession makes a session of a connection whose handshake is over, and

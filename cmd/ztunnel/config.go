@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -78,6 +79,9 @@ func checkFiles(out io.Writer, c *config.Config) error {
 			errs = append(errs, err)
 			return
 		}
+		if n == 1 {
+			what = strings.TrimSuffix(what, "s")
+		}
 		fmt.Fprintf(out, "%s: good, %d %s\n", path, n, what)
 	}
 	fmt.Fprintf(out, "%s: good\n", c.Path)
@@ -119,9 +123,17 @@ func checkFiles(out io.Writer, c *config.Config) error {
 
 // newLogger makes the daemon's own log.
 func newLogger(w io.Writer, c config.Log) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: c.Level}
+	opts := &slog.HandlerOptions{Level: c.Level, ReplaceAttr: withUnit}
 	if c.Format == config.FormatJSON || c.Format == config.FormatAuto && !telemetry.IsTerminal(w) {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// withUnit writes a duration as text: JSON has a bare number of nanoseconds for it.
+func withUnit(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }

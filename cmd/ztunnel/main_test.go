@@ -57,7 +57,7 @@ func TestGoodCommands(t *testing.T) {
 		"ca is help":           {[]string{"ca"}, []string{"intermediate"}},
 		"config":               {[]string{"config", "--config", conf}, []string{"name: n1\n", "runDir: " + dir + "/run\n", "leafTTL: 24h\n"}},
 		"config, short":        {[]string{"config", "-c", conf}, []string{"name: n1\n"}},
-		"config check":         {[]string{"config", "--check", "--config", conf}, []string{"config.yaml: good\n", "workloads.yaml: good, 1 workloads\n", "pods.yaml: good, 0 pods\n", "policy.yaml: good, 0 rules\n", "plaintext for the mesh: strict (default-mode)\nplaintext for demo/web: 443 strict, 8080 permissive (legacy)\n", "trust.yaml: good, 0 further trust domains\n"}},
+		"config check":         {[]string{"config", "--check", "--config", conf}, []string{"config.yaml: good\n", "workloads.yaml: good, 1 workload\n", "pods.yaml: good, 0 pods\n", "policy.yaml: good, 0 rules\n", "plaintext for the mesh: strict (default-mode)\nplaintext for demo/web: 443 strict, 8080 permissive (legacy)\n", "trust.yaml: good, 0 further trust domains\n"}},
 		"run help":             {[]string{"run", "--help"}, []string{"ztunnel run --config /etc/culvert/config.yaml"}},
 		"cleanup help":         {[]string{"cleanup", "--help"}, []string{"ztunnel cleanup --config /etc/culvert/config.yaml"}},
 		"config help":          {[]string{"config", "--help"}, []string{"ztunnel config --check"}},

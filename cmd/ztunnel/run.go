@@ -21,10 +21,10 @@ func runCommand() *cobra.Command {
 		Long: `Run the data plane of this node until it is told to end (SIGINT, SIGTERM). Needs
 root. The access log goes to standard output, everything else to standard error.
 
-The workload, pod, policy and trust files are watched, and the authority's folder: a
-change takes effect without a restart, and SIGHUP has them read at once. One that is broken changes nothing; the
-log says what is wrong, and where. What the configuration file itself says takes a
-restart.
+The workload, pod, policy and trust files are watched, and the authority's
+folder: a change takes effect without a restart, and SIGHUP has them read at
+once. One that is broken changes nothing; the log says what is wrong, and where.
+What the configuration file itself says takes a restart.
 
 When ztunnel ends, for whatever reason, enrolled pods stay enrolled, and their
 connections to the mesh are refused rather than sent in plaintext. ztunnel

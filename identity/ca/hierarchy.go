@@ -226,7 +226,7 @@ func checkDomain(file string, c *x509.Certificate, td spiffeid.TrustDomain) erro
 		return nil
 	}
 	if own, err := spiffeid.TrustDomainFromURI(c.URIs[0]); err == nil && own != td {
-		return input.Wrong(file, "correct trustDomain in the configuration, or use the directory of that domain", "is of trust domain %s, not %s", own, td)
+		return input.Wrong(file, "correct trustDomain (of ztunnel ca: --trust-domain), or use the directory of that domain", "is of trust domain %s, not %s", own, td)
 	}
 	return nil
 }

@@ -189,7 +189,7 @@ func (s *stage) reportWire(r *cli.Report, off, on outcome) {
 		r.Check(false, label+", mesh off", "%v", err)
 	}
 	line := func(ok bool, label, note string, on, off any) {
-		r.Check(ok, label, "%s  %s", columns(on, off), note)
+		r.Check(ok, label, "%s", strings.TrimRight(columns(on, off)+"  "+note, " "))
 	}
 	note := "none on any port but 15008"
 	if on.plain > 0 {
