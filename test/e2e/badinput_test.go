@@ -205,7 +205,7 @@ func TestBadInput(t *testing.T) {
 		}
 		together.Wait()
 	})
-	traffic.stop(t)
+	traffic.whole(t, 1)
 	e.settled(d[0], 2)
 	// Good workloads and rules are published as often as they are taken again.
 	if after := e.snapshot(d[0]); len(after.Pods) != len(before.Pods) {

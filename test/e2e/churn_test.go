@@ -157,7 +157,7 @@ func TestManyPodsComeAndGo(t *testing.T) {
 		most.links < before.links+at || most.states < before.states+at || most.pins < before.pins+at {
 		t.Errorf("control: with %d pods more it holds %v, without them %v", at, most, before)
 	}
-	traffic.stop(t)
+	traffic.whole(t, 1)
 	var after held
 	err = lab.Until(ctx, "what the pods took is given back", func() error {
 		after = e.holds(d[0])

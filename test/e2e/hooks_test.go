@@ -199,7 +199,7 @@ func TestTwoInstances(t *testing.T) {
 		}
 		return nil
 	}))
-	traffic.stop(t)
+	traffic.whole(t, 1)
 	if after := e.Nodes[0].State(shared); after != before {
 		t.Errorf("the namespace has changed:\n%s\nit was:\n%s", after, before)
 	}

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,7 +22,6 @@ import (
 
 	"github.com/culvert-mesh/culvert/internal/capture"
 	"github.com/culvert-mesh/culvert/internal/lab"
-	"github.com/culvert-mesh/culvert/internal/netns"
 )
 
 // podEntry is an entry of a pods file.
@@ -150,73 +148,6 @@ func (e *env) status(d *lab.Daemon) string {
 	return string(b)
 }
 
-// steady is traffic between two pods that goes on until stop: an exchange after
-// the other on a connection that stays, and on a new one each time.
-type steady struct {
-	cancel        context.CancelFunc
-	wg            sync.WaitGroup
-	kept, renewed atomic.Int64
-
-	mu  sync.Mutex
-	err error
-}
-
-func (e *env) steady(from *lab.Pod, to netip.AddrPort) *steady {
-	e.t.Helper()
-	s := &steady{}
-	ctx, cancel := context.WithCancel(e.ctx)
-	s.cancel = cancel
-	fail := func(err error) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.err = errors.Join(s.err, err)
-	}
-	run := func(kept bool, n *atomic.Int64) {
-		var c *net.TCPConn
-		for ctx.Err() == nil {
-			if c == nil {
-				var err error
-				if c, err = from.Dial(e.ctx, to); err != nil {
-					fail(fmt.Errorf("connect after %d exchanges: %w", n.Load(), err))
-					return
-				}
-				c.SetDeadline(time.Now().Add(50 * time.Second * slowness()))
-			}
-			if err := exchange(c, "steady"); err != nil {
-				fail(fmt.Errorf("exchange after %d (one connection: %v): %w", n.Load(), kept, err))
-				c.Close()
-				return
-			}
-			n.Add(1)
-			if !kept {
-				c.Close()
-				c = nil
-			}
-		}
-		if c != nil {
-			c.Close()
-		}
-	}
-	s.wg.Go(func() { run(true, &s.kept) })
-	s.wg.Go(func() { run(false, &s.renewed) })
-	e.t.Cleanup(func() { cancel(); s.wg.Wait() })
-	return s
-}
-
-// stop ends the traffic and wants it whole.
-func (s *steady) stop(t *testing.T) {
-	t.Helper()
-	s.cancel()
-	s.wg.Wait()
-	t.Logf("%d exchanges on one connection, %d on one each", s.kept.Load(), s.renewed.Load())
-	if s.err != nil {
-		t.Errorf("traffic of a pod that was not touched failed: %v", s.err)
-	}
-	if s.kept.Load() == 0 || s.renewed.Load() == 0 {
-		t.Error("no traffic was there to be disturbed")
-	}
-}
-
 // Pods come and go by the file while another's traffic is not disturbed.
 func TestReload(t *testing.T) {
 	e, d := mesh(t)
@@ -263,7 +194,7 @@ func TestReload(t *testing.T) {
 	if again.Seen(0) != 0 || outside(again) != 0 {
 		t.Error("an added pod's traffic is in plaintext")
 	}
-	traffic.stop(t)
+	traffic.whole(t, 1)
 }
 
 // SIGHUP reads the files at once, and the daemon lives.
@@ -283,7 +214,7 @@ func TestHangup(t *testing.T) {
 		t.Error("SIGHUP has ended the daemon")
 	default:
 	}
-	traffic.stop(t)
+	traffic.whole(t, 1)
 }
 
 // A released pod's traffic is plaintext again, the log says so, and nothing is left.
@@ -431,7 +362,7 @@ func TestBrokenFileKeepsTheState(t *testing.T) {
 	e.reloads(d[0], "pods", "error", func() { e.must(os.Remove(filepath.Join(d[0].Node.Dir, "pods.yaml"))) })
 	e.settled(d[0], 2)
 	e.must(exchange(e.connect(e.Pod(1, 2), app.Addr(6)), "kept"))
-	traffic.stop(t)
+	traffic.whole(t, 1)
 }
 
 // A workload that was hbone is tcp, and back: each new connection is as its file
@@ -468,7 +399,7 @@ func TestProtocolFlips(t *testing.T) {
 				t.Error("a workload that says hbone was reached in plaintext")
 			}
 		}
-		traffic.stop(t)
+		traffic.whole(t, 1)
 	})
 }
 
@@ -552,155 +483,4 @@ func TestReplacedInPlaceLeaksNothing(t *testing.T) {
 		t.Error("control: no call was served at all")
 	}
 	e.must(exchange(e.connect(e.Pod(1, 1), app.Addr(4)), marker))
-}
-
-// A pod whose namespace is not there does not keep the others from being served,
-// and is enrolled once it is there.
-func TestPodThatCannotBeEnrolledYet(t *testing.T) {
-	e, d := mesh(t)
-	app, err := e.Pod(2, 1).Echo(8080)
-	e.must(err)
-	traffic := e.steady(e.Pod(1, 1), app.Addr(4))
-	late := entryOf(e.Pod(1, 3))
-	path := filepath.Join(d[0].Node.Dir, "late")
-	late.Netns = path
-	e.setWorkloads(append(e.enrolled(), e.Pod(1, 3).Workload()), d...)
-	e.reloads(d[0], "pods", "ok", func() {
-		e.replace(d[0].Node, "pods.yaml", e.text("pods", []podEntry{entryOf(e.Pod(1, 1)), entryOf(e.Pod(1, 2)), late}))
-	})
-	e.must(lab.Until(e.ctx, "the failure is said", func() error {
-		if log := d[0].LogTail(20); !strings.Contains(log, "pod is not enrolled") || !strings.Contains(log, path) {
-			return errors.New("it is not in the log")
-		}
-		if n := e.sum(d[0], "culvert_pods", "state", "enrolling"); n != 1 {
-			return fmt.Errorf("%v pods are enrolling", n)
-		}
-		return nil
-	}))
-	if s := e.status(d[0]); !strings.Contains(s, `"reason": "open network namespace`) || strings.Count(s, `"state": "ready"`) != 2 {
-		t.Errorf("the status does not say why:\n%s", s)
-	}
-	e.must(os.Symlink(e.Pod(1, 3).NetnsPath(), path))
-	e.settled(d[0], 3)
-	wire := e.wire(marker)
-	e.must(exchange(e.connect(e.Pod(1, 3), app.Addr(4)), marker))
-	if wire.Seen(0) != 0 {
-		t.Error("it is in plaintext")
-	}
-	traffic.stop(t)
-}
-
-// The path of a pod leads to another namespace by now, and its file says nothing
-// new: it is a new pod, and what was there is released.
-func TestNamespaceBehindThePathIsReplaced(t *testing.T) {
-	e, d := mesh(t)
-	app, err := e.Pod(2, 1).Echo(8080)
-	e.must(err)
-	three, path := e.Pod(1, 3), filepath.Join(d[0].Node.Dir, "by-link")
-	lead := func(to *lab.Pod) {
-		e.must(os.Symlink(to.NetnsPath(), path+".new"))
-		e.must(os.Rename(path+".new", path))
-	}
-	lead(three)
-	entry := entryOf(three)
-	entry.Netns = path
-	e.setWorkloads(append(e.enrolled(), three.Workload()), d...)
-	e.setPods(d[0], entryOf(e.Pod(1, 1)), entry)
-	e.must(e.call(three, app.Addr(4)))
-	held := e.connect(three, app.Addr(4))
-	e.must(exchange(held, "before"))
-
-	lead(e.Pod(1, 2)) // which has not this address
-	if _, err := io.ReadAll(held); !isReset(err) {
-		t.Errorf("a connection of the namespace that was replaced ended with %v, want a reset", err)
-	}
-	e.must(lab.Until(e.ctx, "nothing is left in the namespace that was replaced", func() error {
-		if left := e.Nodes[0].State(three); left != "" {
-			return errors.New(left)
-		}
-		if n := e.sum(d[0], "culvert_pods", "state", "enrolling"); n != 1 {
-			return fmt.Errorf("%v pods are enrolling", n)
-		}
-		return nil
-	}))
-	lead(three)
-	e.settled(d[0], 2)
-	wire := e.wire(marker)
-	e.must(e.call(three, app.Addr(4)))
-	if wire.Seen(0) != 0 {
-		t.Error("it is in plaintext")
-	}
-}
-
-// The name of the namespace goes away first: the pod is still served, since who is
-// in it is still there, and its release does not hang.
-func TestNamespaceGone(t *testing.T) {
-	e, d := mesh(t)
-	app, err := e.Pod(2, 1).Echo(8080)
-	e.must(err)
-	two := e.Pod(1, 2)
-	e.must(netns.DeleteNamed(filepath.Base(two.NetnsPath())))
-	wire := e.wire(marker)
-	e.must(e.call(two, app.Addr(4)))
-	if wire.Seen(0) != 0 {
-		t.Error("it is in plaintext")
-	}
-	e.setPods(d[0], entryOf(e.Pod(1, 1)))
-	// What looks for links goes by the name.
-	if left := strings.TrimPrefix(e.Nodes[0].State(two), "error: find namespace: no such file or directory"); left != "" {
-		t.Errorf("left behind:\n%s", left)
-	}
-	e.must(d[0].Stop(e.ctx))
-	out, err := d[0].Cleanup(e.ctx)
-	e.must(err)
-	if out == "" {
-		t.Error("control: the release of a pod whose namespace is there reports nothing")
-	}
-}
-
-// A pod that an earlier daemon has enrolled, and that the next one cannot enrol, is
-// not released: it is listed, and stays refused until it can be.
-func TestListedPodStaysRefused(t *testing.T) {
-	e, d := mesh(t)
-	app, err := e.Pod(2, 3).Echo(8080)
-	e.must(err)
-	secure, err := e.Pod(2, 1).Echo(8080)
-	e.must(err)
-	two := e.Pod(1, 2)
-	path := filepath.Join(d[0].Node.Dir, "by-link")
-	e.must(os.Symlink(two.NetnsPath(), path))
-	entry := entryOf(two)
-	entry.Netns = path
-	e.setPods(d[0], entryOf(e.Pod(1, 1)), entry)
-	e.must(e.call(two, secure.Addr(4)))
-
-	d[0].Kill()
-	e.must(os.Remove(path))
-	wire := e.wire(marker)
-	e.replace(e.Nodes[0], "listed.yaml", e.text("pods", []podEntry{entryOf(e.Pod(1, 1)), entry}))
-	again, err := e.Nodes[0].StartDaemon(e.ctx, lab.DaemonConfig{Binary: ztunnel, Workloads: e.enrolled(), Settings: map[string]any{"pods": map[string]any{"file": "listed.yaml"}}})
-	e.must(err)
-	e.must(lab.Until(e.ctx, "the listed pod is tried", func() error {
-		if n := e.sum(again, "culvert_pods", "state", "enrolling"); n != 1 {
-			return fmt.Errorf("%v pods are enrolling", n)
-		}
-		return nil
-	}))
-	e.must(e.call(e.Pod(1, 1), secure.Addr(4)))
-	if err := e.call(two, secure.Addr(4)); !isRefused(err) {
-		t.Errorf("a listed pod that could not be enrolled: %v, want it refused", err)
-	}
-	e.must(os.Symlink(two.NetnsPath(), path))
-	e.settled(again, 2)
-	e.must(e.call(two, secure.Addr(4)))
-	if wire.Seen(0) != 0 {
-		t.Error("it was in plaintext meanwhile")
-	}
-	// The control: taken off the list, it is.
-	e.reloads(again, "pods", "ok", func() { e.replace(e.Nodes[0], "listed.yaml", e.text("pods", []podEntry{entryOf(e.Pod(1, 1))})) })
-	e.settled(again, 1)
-	e.must(e.call(two, app.Addr(4)))
-	if wire.Seen(0) == 0 {
-		t.Error("control: the released pod's marker is not on the wire")
-	}
 }
