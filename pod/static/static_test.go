@@ -53,7 +53,6 @@ pods:
 func TestParseFileRefuses(t *testing.T) {
 	const a = "- {name: a, netns: /run/netns/a, addresses: [10.0.0.1]}\n"
 	const netns = "the absolute path of a network namespace, such as /run/netns/web"
-	const address = "an IP address, such as 10.0.0.7 or fd00::7"
 	const reached = "an address that other nodes reach, such as 10.0.0.7 or fd00::7"
 	for name, tt := range map[string]struct{ data, want string }{
 		"an unknown key":         {"pod: []\n", "p.yaml:1:1: pod: unknown key; allowed: pods"},
