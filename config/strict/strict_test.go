@@ -78,6 +78,7 @@ func TestReadRefuses(t *testing.T) {
 		want Error
 	}{
 		"an unknown key":           {"txt: a\n", Error{Line: 1, Column: 1, Key: "txt", Problem: "unknown key; did you mean text?", Allowed: keys}},
+		"two letters swapped":      {"tetx: a\n", Error{Line: 1, Column: 1, Key: "tetx", Problem: "unknown key; did you mean text?", Allowed: keys}},
 		"an unknown key inside":    {"items:\n- name: a\n  nme: b\n", Error{Line: 3, Column: 3, Key: "items[0].nme", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
 		"a misspelt needed key":    {"items:\n- {text: b, nam: c}\n", Error{Line: 2, Column: 13, Key: "items[0].nam", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
 		"behind another mistake":   {"number: 10\nitems:\n- {nam: c}\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number of things from 1 to 9"}},
