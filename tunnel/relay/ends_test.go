@@ -191,7 +191,7 @@ func TestPeerResetWithDataQueued(t *testing.T) {
 	var r *rig
 	wrote := make(chan struct{})
 	r = newRigWith(t, rigConfig{loops: 2, buffers: 4 << 10, farBuffers: 16 << 10, serve: func(c net.Conn, _ string) {
-		_ = c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		_ = c.SetWriteDeadline(time.Now().Add(1500 * time.Millisecond))
 		_, _ = c.Write(want)
 		close(wrote)
 		abort(c)

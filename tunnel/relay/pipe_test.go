@@ -344,9 +344,11 @@ func TestPipeTurnIsBounded(t *testing.T) {
 	_ = client.SetWriteDeadline(time.Now().Add(time.Second))
 	n, err := client.Write(make([]byte, 2<<20))
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		release()
 		t.Fatal(err)
 	}
 	if n < 2*share {
+		release()
 		t.Skipf("the kernel holds %d bytes only", n)
 	}
 	go func() { _, _ = io.Copy(io.Discard, app) }()

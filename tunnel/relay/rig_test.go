@@ -214,8 +214,12 @@ func (r *rig) appPair(buffers int) (int, *net.TCPConn) {
 	a, b := pair(r.t)
 	if n := buffers; n > 0 {
 		for _, fd := range []int{a, b} {
-			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, n)
-			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, n)
+			for plain, force := range map[int]int{unix.SO_SNDBUF: unix.SO_SNDBUFFORCE, unix.SO_RCVBUF: unix.SO_RCVBUFFORCE} {
+				// As root also beyond net.core's maximum.
+				if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, n) != nil {
+					_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, n)
+				}
+			}
 		}
 	}
 	c := netConn(r.t, b)
