@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -238,6 +240,13 @@ func WhoAmI(name string) http.Handler {
 		fmt.Fprintf(w, "%s: you are %s, and you sent %d bytes\n", name, addr.Unmap(), len(body))
 		w.Write(body)
 	})
+}
+
+// Slowness is by how much an emulated machine is slower than others, as it says
+// itself: 1 where it says nothing. Times in tests are multiplied by it.
+func Slowness() time.Duration {
+	n, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
+	return time.Duration(max(n, 1))
 }
 
 // Until calls f until it returns nil, every few milliseconds. When the context ends first, or one of the hopeless

@@ -152,7 +152,7 @@ func TestBadInput(t *testing.T) {
 	s := readSaid(t)
 	e := setup(t)
 	n := e.Nodes[0]
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute*slowness())
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute*lab.Slowness())
 	t.Cleanup(cancel)
 	e.ctx = ctx
 	for _, n := range e.Nodes {
@@ -241,7 +241,7 @@ func (e *env) refused(t *testing.T, s *said, kind, first string, c badFile) {
 	}
 	before := tree(t, dir)
 	for _, args := range [][]string{{"config", "--check"}, {"run"}} {
-		ctx, cancel := context.WithTimeout(e.ctx, 15*time.Second*slowness())
+		ctx, cancel := context.WithTimeout(e.ctx, 15*time.Second*lab.Slowness())
 		cmd := exec.CommandContext(ctx, ztunnel, append(args, "--config", filepath.Join(dir, "config.yaml"))...)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
@@ -353,7 +353,7 @@ func (e *env) kept(t *testing.T, s *said, d *lab.Daemon, kind, first string, cas
 	e = &env{Lab: e.Lab, t: t, ctx: e.ctx}
 	until := func(what string, f func() error) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(e.ctx, 20*time.Second*slowness())
+		ctx, cancel := context.WithTimeout(e.ctx, 20*time.Second*lab.Slowness())
 		defer cancel()
 		if err := lab.Until(ctx, what, f); err != nil {
 			t.Fatal(err)

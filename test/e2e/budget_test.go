@@ -48,7 +48,7 @@ func TestWindowBudget(t *testing.T) {
 
 			watch := e.watch(d)
 			_ = s.NetConn().SetDeadline(time.Now().Add(6 * patience()))
-			reset := s.fill(tc.streams, deaf.Addr(4).String(), quiet*slowness())
+			reset := s.fill(tc.streams, deaf.Addr(4).String(), quiet*lab.Slowness())
 			counted := e.sum(d, "culvert_peer_limits_total", "limit", "queued") - watch.before.Sum("culvert_peer_limits_total", "limit", "queued")
 			if (len(reset) > 0) != tc.above || counted != float64(len(reset)) {
 				t.Errorf("%d streams are reset, %v counted", len(reset), counted)

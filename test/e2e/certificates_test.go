@@ -113,7 +113,7 @@ func TestRenewalUnderLoad(t *testing.T) {
 		}
 	}
 	load.whole(t, int64(whole/scaled(time.Second))*int64(rate)/2*8/10)
-	if n := load.kept.Load() + load.single.Load(); soaking && slowness() == 1 && n < 150_000 {
+	if n := load.kept.Load() + load.single.Load(); soaking && lab.Slowness() == 1 && n < 150_000 {
 		t.Errorf("%d requests in %v, want 150,000: the machine is too slow, or busy", n, whole)
 	}
 	after := look()

@@ -178,7 +178,7 @@ func TestExistingConnectionsAreReset(t *testing.T) {
 					if !isReset(err) && !isAborted(err) {
 						t.Errorf("the server's end: %v, want a reset", err)
 					}
-				case <-time.After(10 * time.Second * slowness()):
+				case <-time.After(10 * time.Second * lab.Slowness()):
 					t.Error("the server's end goes on")
 				}
 				if again.Seen(0) != 0 {

@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -82,7 +81,7 @@ type env struct {
 // setup builds the lab, without daemons.
 func setup(t *testing.T) *env {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second*slowness())
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second*lab.Slowness())
 	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
 	if err != nil {
 		cancel()
@@ -194,7 +193,7 @@ func (e *env) dial(p *lab.Pod, to netip.AddrPort) (*net.TCPConn, error) {
 	defer cancel()
 	c, err := p.Dial(ctx, to)
 	if err == nil {
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second * slowness()))
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second * lab.Slowness()))
 		e.t.Cleanup(func() { c.Close() })
 	}
 	return c, err
@@ -260,13 +259,7 @@ func families(t *testing.T, f func(t *testing.T, family int)) {
 }
 
 // atOnce bounds what is to be refused at once.
-func atOnce() time.Duration { return 50 * time.Millisecond * slowness() }
-
-// slowness is by how much an emulated machine is slower, as it says itself.
-func slowness() time.Duration {
-	n, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
-	return time.Duration(max(n, 1))
-}
+func atOnce() time.Duration { return 50 * time.Millisecond * lab.Slowness() }
 
 // isReset reports whether an error is a reset, as an application sees it.
 func isReset(err error) bool {

@@ -99,7 +99,7 @@ func TestMemoryLimit(t *testing.T) {
 		}
 	}
 	for i, c := range all {
-		c.SetDeadline(time.Now().Add(20 * time.Second * slowness()))
+		c.SetDeadline(time.Now().Add(20 * time.Second * lab.Slowness()))
 		if err := exchange(c, text); err != nil {
 			t.Fatalf("connection %d, with all open: %v\n%s", i, err, d[0].LogTail(5))
 		}

@@ -122,7 +122,7 @@ func TestReusedAddress(t *testing.T) {
 
 func reusedAddress(t *testing.T, family int, moved, early bool) {
 	e, d := mesh(t)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute*slowness())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute*lab.Slowness())
 	t.Cleanup(cancel)
 	e.ctx = ctx
 	const account = "successor"

@@ -198,7 +198,7 @@ func TestTenThousandAtOnce(t *testing.T) {
 // connection and on eight, and is whole; the daemons hold little of it.
 func TestTwoGibibytesBothWays(t *testing.T) {
 	total := int64(2 << 30)
-	if slowness() > 1 {
+	if lab.Slowness() > 1 {
 		total = 64 << 20
 	}
 	const most = 256 // MiB

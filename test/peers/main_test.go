@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -96,7 +95,7 @@ type env struct {
 // setup builds the lab, without the daemon.
 func setup(t *testing.T) *env {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute*slowness())
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute*lab.Slowness())
 	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
 	if err != nil {
 		cancel()
@@ -246,7 +245,7 @@ func ended(p *lab.Process) func() error {
 }
 
 // patience is how long anything may take that takes no time.
-func patience() time.Duration { return 10 * time.Second * slowness() }
+func patience() time.Duration { return 10 * time.Second * lab.Slowness() }
 
 // soon ends a wait.
 func soon() func() error {
@@ -257,12 +256,6 @@ func soon() func() error {
 		}
 		return nil
 	}
-}
-
-// slowness is by how much an emulated machine is slower, as it says itself.
-func slowness() time.Duration {
-	n, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
-	return time.Duration(max(n, 1))
 }
 
 // families runs a test for IPv4 and IPv6.
