@@ -113,7 +113,7 @@ func (e *env) pins(d *lab.Daemon) string {
 // time: nothing of them is left.
 func TestManyPodsComeAndGo(t *testing.T) {
 	const at, rounds = 50, 10
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute*slowness())
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute*lab.Slowness())
 	t.Cleanup(cancel)
 	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: at + 1, Prefix: prefix})
 	if err != nil {
