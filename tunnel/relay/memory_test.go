@@ -78,7 +78,8 @@ func TestHoardersOfAPeer(t *testing.T) {
 			id := uint32(2*n + 1)
 			p.hoarder(n, window)
 			p.headers(id, false, ":method", "CONNECT", ":authority", "10.0.0.1:81")
-			before := r.received(id)
+			var before int
+			on(r.server, func() { before = r.received(id) })
 			p.must(p.fr.WriteData(id, false, make([]byte, 16<<10)))
 			wait(t, r.server, "the stream that drains got its data", func() bool { return r.received(id) == before+16<<10 })
 			queued := r.budget.Queued()
@@ -95,7 +96,7 @@ func TestHoardersOfAPeer(t *testing.T) {
 }
 
 // received is what the application of the far trunk's stream was given; -1: there
-// is none. It runs on the server's thread or takes a moment's look.
+// is none. It runs on the server's thread.
 func (r *rig) received(id uint32) int {
 	n := 0
 	if st := r.far.Session().H2.Stream(id); st != nil {
