@@ -21,7 +21,7 @@ demo: build ## two nodes with two pods each, real traffic, and the proof (needs 
 test: ## everything that .ci/run tests (needs root)
 	$(SUDO) env "PATH=$$PATH" scripts/test
 
-test-vm: ## the privileged tests on Debian's 6.1 and 6.12 kernels, in QEMU; some twenty minutes
+test-vm: ## the privileged tests on Debian's 6.1 and 6.12 kernels, in QEMU; up to an hour each
 	scripts/test-vm $(KERNELS)
 
 soak: ## certificates of 20 s life under 500 requests a second, five minutes, an authority that stops, and each hostile peer for a minute (needs root)
