@@ -182,7 +182,7 @@ var kinds = map[string]kind{
 			s.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, id, indexed)
 			id += 2
 		})
-	}, shows: ends(calm, 1, whole), limit: "calm"},
+	}, shows: ends(calm, 10, 1), limit: "calm"},
 	"window overflow": {workers: 2, run: flood(false, func(s *session) {
 		s.frame(http2.FrameWindowUpdate, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff})
 	}), shows: ends("FLOW_CONTROL_ERROR", 10, 1)},
@@ -262,7 +262,7 @@ var kinds = map[string]kind{
 	"server: header list bomb": {serve: func(s *session) {
 		block := []byte(strings.Repeat("\x08\x03200", 1) + strings.Repeat("\x84", 15<<10)) // status, then 15,360 fields
 		s.flood(func() { s.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, block) })
-	}, shows: ends(calm, 1, whole), limit: "calm"},
+	}, shows: ends(calm, 10, 1), limit: "calm"},
 	"server: more than the window": {serve: func(s *session) {
 		s.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, s.headers(":status", "200"))
 		s.flood(func() { s.frame(http2.FrameData, 0, s.id, make([]byte, 16<<10)) })

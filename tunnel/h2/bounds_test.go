@@ -297,15 +297,26 @@ func TestAnswersUnread(t *testing.T) {
 }
 
 // A header that is repeated through the dynamic table costs its full size each
-// time, and is not unpacked beyond the bound.
+// time, and is not unpacked beyond the bound. Where it is no mere excess, the
+// session ends: it would go on costing time.
 func TestHeaderBomb(t *testing.T) {
+	for repeated, want := range map[int]string{
+		bomb*DefaultMaxHeaderBytes/4033 - 1: "RST_STREAM 1 ENHANCE_YOUR_CALM",
+		bomb * maxFields:                    "GOAWAY 0 ENHANCE_YOUR_CALM header list of more than 256 fields or 65536 bytes",
+		10000:                               "GOAWAY 0 ENHANCE_YOUR_CALM header list of more than 256 fields or 65536 bytes",
+	} {
+		t.Run(fmt.Sprint(repeated), func(t *testing.T) { headerBomb(t, repeated, want) })
+	}
+}
+
+func headerBomb(t *testing.T, repeated int, want string) {
 	s := New(Config{})
 	take(s)
 	var hb bytes.Buffer
 	enc := hpack.NewEncoder(&hb)
 	f := hpack.HeaderField{Name: "x", Value: strings.Repeat("%", 4000)}
 	must(enc.WriteField(f))
-	for range 10000 {
+	for range repeated - 1 {
 		must(enc.WriteField(f)) // one byte each
 	}
 	var b bytes.Buffer
@@ -325,7 +336,7 @@ func TestHeaderBomb(t *testing.T) {
 	if allocated > 256<<10 {
 		t.Fatalf("%d bytes allocated for a block of %d", allocated, hb.Len())
 	}
-	if got := frames(t, s); got[len(got)-1] != "RST_STREAM 1 ENHANCE_YOUR_CALM" {
+	if got := frames(t, s); got[len(got)-1] != want {
 		t.Fatal(got)
 	}
 }

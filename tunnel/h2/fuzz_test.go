@@ -192,6 +192,8 @@ func FuzzFramer(f *testing.F) {
 					return
 				case kind == http2.FrameData && !known: // not looked at
 					return
+				case kind == http2.FrameData && slices.Contains(frames(t, c), fmt.Sprintf("RST_STREAM %d STREAM_CLOSED", id)):
+					return // nor is the padding of what comes after the end
 				case kind == http2.FramePriority && id != 0: // an error of the stream: RFC 9113, section 6.3
 					if got := frames(t, c); !slices.Contains(got, fmt.Sprintf("RST_STREAM %d FRAME_SIZE_ERROR", id)) {
 						t.Fatalf("%x: %v", raw, got)

@@ -29,8 +29,7 @@ func (c *Conn) newCodec() {
 func (c *Conn) field(f hpack.HeaderField) {
 	c.listFields++
 	if c.listSize += int(f.Size()); c.listSize > c.cfg.MaxHeaderBytes || c.listFields > maxFields {
-		c.dec.SetEmitEnabled(false) // the table must still be kept
-		return
+		return // the table must still be kept
 	}
 	if c.fields == nil {
 		c.fields = make([]hpack.HeaderField, 0, 8)
@@ -103,6 +102,15 @@ func (c *Conn) continuation(p []byte) {
 	}
 }
 
+// A list that is too large costs its stream, for the table has to be kept. One
+// that is bomb times as large as may be ends the session: a byte of a block can
+// be a field of 4 KiB, and taking it all apart costs the loop's other sessions
+// their time. It is looked at each decodeStep bytes, a thousand fields at most.
+const (
+	bomb       = 4
+	decodeStep = 1 << 10
+)
+
 // decode decodes a whole block. ok is false when the list is too large; a
 // block that cannot be decoded fails the connection.
 func (c *Conn) decode(block []byte) (fields []hpack.HeaderField, ok bool) {
@@ -116,7 +124,15 @@ func (c *Conn) decode(block []byte) (fields []hpack.HeaderField, ok bool) {
 	}
 	c.fields, c.listSize, c.listFields = nil, 0, 0
 	c.dec.SetEmitEnabled(true)
-	_, err := c.dec.Write(block)
+	var err error
+	for step := decodeStep; len(block) > 0 && err == nil; block = block[step:] {
+		step = min(step, len(block))
+		_, err = c.dec.Write(block[:step])
+		if c.listSize > bomb*c.cfg.MaxHeaderBytes || c.listFields > bomb*maxFields {
+			c.failf(http2.ErrCodeEnhanceYourCalm, "header list of more than %d fields or %d bytes", bomb*maxFields, bomb*c.cfg.MaxHeaderBytes)
+			return nil, false
+		}
+	}
 	if err == nil {
 		err = c.dec.Close()
 	}
