@@ -56,10 +56,34 @@ func New(trustDomain string) (*CA, error) {
 	return under(td, root, rootKey)
 }
 
-// Under makes a CA whose intermediate is signed by an existing root, as one
-// that is read from an authority's directory.
-func Under(td spiffeid.TrustDomain, root *x509.Certificate, rootKey crypto.Signer) (*CA, error) {
-	return under(td, root, rootKey)
+// Below makes a CA whose intermediate is signed by the root of an authority's
+// directory, which is left as it is.
+func Below(dir, trustDomain string) (*CA, error) {
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		return nil, err
+	}
+	root, err := read(dir, "root.pem", x509.ParseCertificate)
+	if err != nil {
+		return nil, err
+	}
+	key, err := read(dir, "root.key", x509.ParsePKCS8PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	return under(td, root, key.(crypto.Signer))
+}
+
+func read[T any](dir, name string, parse func([]byte) (T, error)) (T, error) {
+	data, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return *new(T), err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return *new(T), fmt.Errorf("%s holds no PEM block", name)
+	}
+	return parse(block.Bytes)
 }
 
 func under(td spiffeid.TrustDomain, root *x509.Certificate, rootKey crypto.Signer) (*CA, error) {

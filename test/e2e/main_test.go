@@ -9,13 +9,11 @@ package e2e
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -35,39 +33,12 @@ const hbonePort = 15008
 // without Go can run these tests too.
 var ztunnel string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
+func TestMain(m *testing.M) {
 	if address := os.Getenv(echoAt); address != "" {
 		fmt.Fprintln(os.Stderr, echo(address))
-		return 1
+		os.Exit(1)
 	}
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "the end-to-end tests make network namespaces and load BPF programs: run them as root (make test)")
-		return 1
-	}
-	flag.StringVar(&ztunnel, "ztunnel", "", "the `path` of a ztunnel, instead of building one")
-	flag.Parse()
-	if ztunnel == "" {
-		dir, err := os.MkdirTemp("", prefix)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		ztunnel = filepath.Join(dir, "ztunnel")
-		build := exec.Command("go", "build", "-o", ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build ztunnel: %v\n%s", err, out)
-			return 1
-		}
-	}
-	if _, err := lab.Sweep(context.Background(), prefix); err != nil {
-		fmt.Fprintln(os.Stderr, "sweep:", err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(lab.Main(prefix, &ztunnel, m.Run))
 }
 
 // env is a lab of two nodes with three pods each. The first two of each node

@@ -4,18 +4,13 @@ package e2e
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,20 +42,7 @@ func patience() time.Duration { return scaled(5 * time.Second) }
 // been configured.
 func (e *env) authority() *testca.CA {
 	e.t.Helper()
-	block := func(name string) []byte {
-		b, err := os.ReadFile(filepath.Join(e.RootDir(), name))
-		e.must(err)
-		p, _ := pem.Decode(b)
-		if p == nil {
-			e.t.Fatalf("%s holds no PEM block", name)
-		}
-		return p.Bytes
-	}
-	root, err := x509.ParseCertificate(block("root.pem"))
-	e.must(err)
-	key, err := x509.ParsePKCS8PrivateKey(block("root.key"))
-	e.must(err)
-	ca, err := testca.Under(spiffeid.RequireTrustDomainFromString(lab.TrustDomain), root, key.(crypto.Signer))
+	ca, err := testca.Below(e.RootDir(), lab.TrustDomain)
 	e.must(err)
 	return ca
 }

@@ -5,11 +5,9 @@ package hostile
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -45,36 +43,7 @@ func TestMain(m *testing.M) {
 	if order := os.Getenv(environment); order != "" {
 		os.Exit(attack(order))
 	}
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "the hostile peers need network namespaces and BPF programs: run them as root (make test)")
-		return 1
-	}
-	flag.StringVar(&ztunnel, "ztunnel", "", "the `path` of a ztunnel, instead of building one")
-	flag.Parse()
-	if ztunnel == "" {
-		dir, err := os.MkdirTemp("", prefix)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		ztunnel = filepath.Join(dir, "ztunnel")
-		build := exec.Command("go", "build", "-o", ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build ztunnel: %v\n%s", err, out)
-			return 1
-		}
-	}
-	if _, err := lab.Sweep(context.Background(), prefix); err != nil {
-		fmt.Fprintln(os.Stderr, "sweep:", err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(lab.Main(prefix, &ztunnel, m.Run))
 }
 
 const (
@@ -202,20 +171,7 @@ func (b *bench) must(err error) {
 // certificates writes those of the attacker's: one of the mesh, one that is not.
 func (b *bench) certificates() {
 	b.t.Helper()
-	block := func(name string) []byte {
-		text, err := os.ReadFile(filepath.Join(b.RootDir(), name))
-		b.must(err)
-		p, _ := pem.Decode(text)
-		if p == nil {
-			b.t.Fatalf("%s holds no PEM block", name)
-		}
-		return p.Bytes
-	}
-	root, err := x509.ParseCertificate(block("root.pem"))
-	b.must(err)
-	key, err := x509.ParsePKCS8PrivateKey(block("root.key"))
-	b.must(err)
-	ca, err := testca.Under(spiffeid.RequireTrustDomainFromString(lab.TrustDomain), root, key.(crypto.Signer))
+	ca, err := testca.Below(b.RootDir(), lab.TrustDomain)
 	b.must(err)
 	id := b.Pod(1, 3).Identity()
 	svid, err := ca.SVID(spiffeid.RequireFromString(id))

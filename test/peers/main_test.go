@@ -9,10 +9,8 @@ package peers
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"encoding/pem"
-	"flag"
 	"fmt"
 	"net"
 	"net/netip"
@@ -40,36 +38,7 @@ const (
 // ztunnel is the daemon's binary, built by TestMain unless it is given.
 var ztunnel string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "the tests with foreign peers make network namespaces and load BPF programs: run them as root (make test)")
-		return 1
-	}
-	flag.StringVar(&ztunnel, "ztunnel", "", "the `path` of a ztunnel, instead of building one")
-	flag.Parse()
-	if ztunnel == "" {
-		dir, err := os.MkdirTemp("", prefix)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(dir)
-		ztunnel = filepath.Join(dir, "ztunnel")
-		build := exec.Command("go", "build", "-o", ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build ztunnel: %v\n%s", err, out)
-			return 1
-		}
-	}
-	if _, err := lab.Sweep(context.Background(), prefix); err != nil {
-		fmt.Fprintln(os.Stderr, "sweep:", err)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(lab.Main(prefix, &ztunnel, m.Run)) }
 
 // absent ends a test whose peer is not here: a skip by hand, a failure where
 // CULVERT_REQUIRE_PEERS says that it has to be here.
@@ -150,20 +119,7 @@ func (e *env) must(err error) {
 // authority is a CA below the lab's root.
 func (e *env) authority() *testca.CA {
 	e.t.Helper()
-	block := func(name string) []byte {
-		b, err := os.ReadFile(filepath.Join(e.RootDir(), name))
-		e.must(err)
-		p, _ := pem.Decode(b)
-		if p == nil {
-			e.t.Fatalf("%s holds no PEM block", name)
-		}
-		return p.Bytes
-	}
-	root, err := x509.ParseCertificate(block("root.pem"))
-	e.must(err)
-	key, err := x509.ParsePKCS8PrivateKey(block("root.key"))
-	e.must(err)
-	ca, err := testca.Under(spiffeid.RequireTrustDomainFromString(lab.TrustDomain), root, key.(crypto.Signer))
+	ca, err := testca.Below(e.RootDir(), lab.TrustDomain)
 	e.must(err)
 	return ca
 }
