@@ -99,8 +99,8 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	if os.Geteuid() != 0 {
-		return nil, errors.New("redirect connections: loading BPF programs needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN)")
+	if err := checkCapabilities(); err != nil {
+		return nil, fmt.Errorf("redirect connections: %w", err)
 	}
 	n := &Node{cfg: cfg, pods: map[uint64]*Pod{}, foreign: map[ebpf.ProgramID]bool{}}
 	defer func() {
@@ -147,7 +147,7 @@ func (n *Node) load(cgroup string) error {
 		return fmt.Errorf("load BPF programs: %s holds maps of another layout: run `ztunnel cleanup` with the version that made them: %w", n.pins, err)
 	}
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("load BPF programs: not permitted: the process needs the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN: %w", err)
+		return fmt.Errorf("load BPF programs: not permitted, though the process has the capabilities: is it in a user namespace, or is the kernel locked down? %w", err)
 	}
 	if err != nil {
 		return fmt.Errorf("load BPF programs: %w", explain(err))

@@ -16,7 +16,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,7 +26,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
-	"github.com/culvert-mesh/culvert/internal/netns"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write testdata/badinput.txt anew from what is said")
@@ -247,7 +245,7 @@ func (e *env) refused(t *testing.T, s *said, kind, first string, c badFile) {
 		cmd.Stderr = &stderr
 		var err error
 		if c.obedient {
-			err = obedient(e.Nodes[0].NS, cmd)
+			err = startWithout(e.Nodes[0].NS, cmd, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH)
 		} else {
 			err = e.Nodes[0].NS.Do(cmd.Start)
 		}
@@ -274,21 +272,6 @@ func (e *env) refused(t *testing.T, s *said, kind, first string, c badFile) {
 	if pins := filepath.Join("/sys/fs/bpf/culvert", hex.EncodeToString(sum[:6])); exists(pins) {
 		t.Errorf("%s was pinned", pins)
 	}
-}
-
-// obedient starts cmd in ns, as root that has to obey the modes of files. Its thread
-// is for nothing else, and ends.
-func obedient(ns *netns.NS, cmd *exec.Cmd) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		done <- errors.Join(
-			ns.Enter(),
-			unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_DAC_OVERRIDE, 0, 0, 0),
-			unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_DAC_READ_SEARCH, 0, 0, 0),
-			cmd.Start())
-	}()
-	return <-done
 }
 
 // watchReads returns what says, once for each time, that a file was opened since.
