@@ -5,6 +5,7 @@ package tunnel
 import (
 	"errors"
 	"net/netip"
+	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http2"
@@ -83,7 +84,7 @@ func (e *entry) assign(o *outbound) {
 	var best *clientTrunk
 	usable := 0
 	for _, c := range e.trunks {
-		if !c.unusable && now.After(c.hs.Peer.Expiry) {
+		if !c.unusable && now.After(c.hs.Peer.Expiry) { // nothing new rests on it
 			c.drain()
 		}
 		if !c.unusable {
@@ -110,8 +111,8 @@ func (e *entry) assign(o *outbound) {
 	best.carry(o)
 }
 
-// drain gives c no new streams and closes it after its last: the certificate that
-// it rests on has expired. It runs on the entry's loop.
+// drain gives c no new streams and closes it after its last. It runs on the
+// entry's loop.
 func (c *clientTrunk) drain() {
 	c.unusable = true
 	if c.w == c.e.w {
@@ -209,7 +210,7 @@ func (e *entry) dialed(c *clientTrunk, err error) {
 	waiting := e.waiting
 	e.waiting = nil
 	if err == nil && e.closed != nil {
-		c.w.Loop.Post(func() { c.trunk.Close(e.closed) })
+		c.close(e.closed)
 		err = e.closed
 	}
 	if err == nil {
@@ -239,12 +240,7 @@ func (e *entry) dialed(c *clientTrunk, err error) {
 
 // remove takes a trunk out that has ended.
 func (e *entry) remove(c *clientTrunk) {
-	for i, x := range e.trunks {
-		if x == c {
-			e.trunks = append(e.trunks[:i], e.trunks[i+1:]...)
-			break
-		}
-	}
+	e.trunks = slices.DeleteFunc(e.trunks, func(x *clientTrunk) bool { return x == c })
 	e.forget()
 }
 
@@ -266,12 +262,8 @@ func (e *entry) close(err error) {
 	for _, o := range waiting {
 		o.fail(telemetry.ReasonDraining, err.Error())
 	}
-	for _, c := range append([]*clientTrunk(nil), e.trunks...) {
-		if c.w == e.w {
-			c.trunk.Close(err)
-		} else {
-			c.w.Loop.Post(func() { c.trunk.Close(err) })
-		}
+	for _, c := range slices.Clone(e.trunks) {
+		c.close(err)
 	}
 	e.forget()
 }

@@ -145,12 +145,7 @@ func (e *entry) retire() {
 	delete(e.w.entries, e.key)
 	e.w.retired[e] = struct{}{}
 	for _, c := range e.trunks {
-		c.unusable = true
-		if c.w == e.w {
-			c.trunk.Drain()
-		} else {
-			c.w.Loop.Post(func() { c.trunk.Drain() })
-		}
+		c.drain()
 	}
 	e.forget()
 }
