@@ -33,15 +33,13 @@ var errNoDescriptors = errors.New("the daemon has no descriptors left (RLIMIT_NO
 // a low limit it is an eighth.
 const keptDescriptors = 64
 
-// topDescriptor is the number from which on descriptors are kept: the kernel gives
-// the lowest that is free.
-func topDescriptor() (int, error) {
+// descriptors is how many descriptors the process may have.
+func descriptors() (int, error) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return 0, fmt.Errorf("read the limit of open files: %w", err)
 	}
-	n := int(min(limit.Cur, math.MaxInt32))
-	return n - min(keptDescriptors, n/8), nil
+	return int(min(limit.Cur, math.MaxInt32)), nil
 }
 
 // scarce reports whether a connection is not to have this descriptor.

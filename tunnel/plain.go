@@ -31,14 +31,6 @@ type plaintext struct {
 	most int64
 }
 
-func mostPlain() int64 {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 256 // a fourth of the 1024 that are usual
-	}
-	return int64(min(limit.Cur, 1<<32) / 4)
-}
-
 // ServePlain takes over a listener for plaintext from outside (PERMISSIVE). What
 // is accepted inherits its options.
 func (p *Pod) ServePlain(fd int) error {

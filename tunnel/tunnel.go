@@ -162,13 +162,14 @@ func New(cfg Config) (*Tunnel, error) {
 	if cfg.Memory == 0 {
 		cfg.Memory = min(relay.DefaultMemory, debug.SetMemoryLimit(-1)/memoryPart)
 	}
-	var err error
-	if t.top, err = topDescriptor(); err != nil {
+	limit, err := descriptors()
+	if err != nil {
 		return nil, err
 	}
+	t.top = limit - min(keptDescriptors, limit/8) // the kernel gives the lowest number that is free
+	t.plain.most = int64(limit / 2 / 2)           // half of them, two for each
 	t.budget = relay.NewBudget(cfg.Memory, t.shed)
 	t.sources = newSources(t.budget, &t.limits)
-	t.plain.most = mostPlain()
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	for i := range cfg.Loops {
 		l, err := loop.New()
