@@ -3,6 +3,7 @@
 package tunnel
 
 import (
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -17,6 +18,19 @@ type damper struct {
 	since time.Time
 	said  int
 	held  int
+}
+
+// warn writes a line, unless there are too many like it, and says how many had
+// none before it.
+func (d *damper) warn(log *slog.Logger, msg string, args ...any) {
+	held, ok := d.say(time.Now())
+	if !ok {
+		return
+	}
+	if held > 0 {
+		args = append(args, "unsaid", held)
+	}
+	log.Warn(msg, args...)
 }
 
 // say reports whether a line may be written, and how many were not before it.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"golang.org/x/net/http2"
 
@@ -26,19 +25,9 @@ func (t *Tunnel) recordHandshake(p *Pod, rep telemetry.Reporter, peer netip.Addr
 	}
 	if f != nil {
 		h.Reason = string(f.Reason)
-		if held, ok := t.failed.say(time.Now()); ok {
-			t.cfg.Logger.Warn("handshake failed", append([]any{"reporter", string(rep), "workload", p.Key, "peer", peer.String(), "reason", h.Reason, "detail", f.Detail}, unsaid(held)...)...)
-		}
+		t.failed.warn(t.cfg.Logger, "handshake failed", "reporter", string(rep), "workload", p.Key, "peer", peer.String(), "reason", h.Reason, "detail", f.Detail)
 	}
 	t.cfg.Recorder.Handshake(h)
-}
-
-// unsaid adds how many lines like this one were left out.
-func unsaid(held int) []any {
-	if held == 0 {
-		return nil
-	}
-	return []any{"unsaid", held}
 }
 
 // shed says that streams were reset to keep the budget.
@@ -48,10 +37,8 @@ func (t *Tunnel) shed(s relay.Shed) {
 	if s.Peer {
 		bound = "peer"
 	}
-	if held, ok := t.hoarded.say(time.Now()); ok {
-		t.cfg.Logger.Warn("reset streams whose applications take nothing: the memory for what peers send is used up", append([]any{
-			"bound", bound, "streams", s.Streams, "bytes", s.Bytes, "hint", "tunnel.memory is the bound"}, unsaid(held)...)...)
-	}
+	t.hoarded.warn(t.cfg.Logger, "reset streams whose applications take nothing: the memory for what peers send is used up",
+		"bound", bound, "streams", s.Streams, "bytes", s.Bytes, "hint", "tunnel.memory is the bound")
 }
 
 // ended says that a session was ended for a bound on its peer.
@@ -65,9 +52,7 @@ func (t *Tunnel) ended(p *Pod, peer netip.Addr, err error) {
 	default:
 		return
 	}
-	if held, ok := t.failed.say(time.Now()); ok {
-		t.cfg.Logger.Warn("close tunnel connection: its peer is beyond a bound", append([]any{"workload", p.Key, "peer", peer.String(), "err", err}, unsaid(held)...)...)
-	}
+	t.failed.warn(t.cfg.Logger, "close tunnel connection: its peer is beyond a bound", "workload", p.Key, "peer", peer.String(), "err", err)
 }
 
 // refusalReason is the source's reason for a status that the destination

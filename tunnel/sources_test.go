@@ -3,8 +3,9 @@
 package tunnel
 
 import (
-	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -79,7 +80,6 @@ func TestSessionLimit(t *testing.T) {
 func TestDamper(t *testing.T) {
 	var d damper
 	now := time.Unix(1000, 0)
-	said := ""
 	for i := range saidEverySecond + 3 {
 		if held, ok := d.say(now); ok != (i < saidEverySecond) || held != 0 {
 			t.Fatalf("line %d: %v, %d", i, ok, held)
@@ -88,8 +88,29 @@ func TestDamper(t *testing.T) {
 	if held, ok := d.say(now.Add(time.Second)); !ok || held != 3 {
 		t.Errorf("a second later: %v, %d were held back, want 3", ok, held)
 	}
-	said = fmt.Sprint(unsaid(0), unsaid(3))
-	if said != "[] [unsaid 3]" {
-		t.Error(said)
+}
+
+// A line says how many like it were left out before it, if any.
+func TestDamperWarn(t *testing.T) {
+	var d damper
+	var said strings.Builder
+	log := slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	d.warn(log, "one", "n", 1)
+	d.held = 3
+	d.warn(log, "two", "n", 2)
+	const want = "level=WARN msg=one n=1\nlevel=WARN msg=two n=2 unsaid=3\n"
+	if said.String() != want {
+		t.Errorf("said %q, want %q", said.String(), want)
+	}
+	d.said = saidEverySecond
+	d.since = time.Now().Add(time.Hour) // this second lasts
+	d.warn(log, "three")
+	if said.String() != want || d.held != 1 {
+		t.Errorf("said %q, held back %d", said.String(), d.held)
 	}
 }
