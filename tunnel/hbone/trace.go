@@ -2,7 +2,10 @@
 
 package hbone
 
-import "encoding/hex"
+import (
+	"encoding/hex"
+	"strings"
+)
 
 // Trace says to which trace a connection belongs: a traceparent (W3C Trace
 // Context, section 3.2). The zero Trace is none.
@@ -42,10 +45,13 @@ func ParseTrace(s string) (t Trace, ok bool) {
 	if len(s) < traceLen || s[2] != '-' || s[traceParent-1] != '-' || s[traceFlags-1] != '-' {
 		return Trace{}, false
 	}
+	if strings.ToLower(s[:traceLen]) != s[:traceLen] { // capitals are malformed
+		return Trace{}, false
+	}
 	var version, flags [1]byte
-	if !lowerHex(version[:], s[:2]) || version[0] == 0xff ||
+	if !unhex(version[:], s[:2]) || version[0] == 0xff ||
 		len(s) > traceLen && (version[0] == 0 || s[traceLen] != '-') ||
-		!lowerHex(t.ID[:], s[traceID:]) || !lowerHex(t.Parent[:], s[traceParent:]) || !lowerHex(flags[:], s[traceFlags:]) ||
+		!unhex(t.ID[:], s[traceID:]) || !unhex(t.Parent[:], s[traceParent:]) || !unhex(flags[:], s[traceFlags:]) ||
 		t.ID == [16]byte{} || t.Parent == [8]byte{} {
 		return Trace{}, false
 	}
@@ -53,24 +59,8 @@ func ParseTrace(s string) (t Trace, ok bool) {
 	return t, true
 }
 
-// lowerHex fills dst from the beginning of s, in which capitals are malformed.
-func lowerHex(dst []byte, s string) bool {
-	for i := range dst {
-		hi, lo := nibble(s[2*i]), nibble(s[2*i+1])
-		if hi > 15 || lo > 15 {
-			return false
-		}
-		dst[i] = hi<<4 | lo
-	}
-	return true
-}
-
-func nibble(c byte) byte {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0'
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10
-	}
-	return 0xff
+// unhex fills dst from the beginning of s.
+func unhex(dst []byte, s string) bool {
+	_, err := hex.Decode(dst, []byte(s[:2*len(dst)]))
+	return err == nil
 }
