@@ -117,7 +117,7 @@ func (o *outbound) fields() []hpack.HeaderField {
 		Baggage:   hbone.Baggage{Namespace: o.pod.Namespace, Pod: o.pod.Name},
 		Forwarded: o.src,
 		Trace:     o.trace,
-	}.AppendFields(nil)
+	}.Fields()
 }
 
 // newTrace begins a trace, by which the records of both ends can be joined. What

@@ -42,22 +42,22 @@ type Request struct {
 	Trace     Trace
 }
 
-// AppendFields appends the request's fields, pseudo-header fields first.
-func (r Request) AppendFields(dst []hpack.HeaderField) []hpack.HeaderField {
-	dst = append(dst,
+// Fields are the request's, pseudo-header fields first.
+func (r Request) Fields() []hpack.HeaderField {
+	fields := append(make([]hpack.HeaderField, 0, 5),
 		hpack.HeaderField{Name: ":method", Value: "CONNECT"},
 		hpack.HeaderField{Name: ":authority", Value: r.Authority.String()},
 	)
 	if b := r.Baggage.String(); b != "" {
-		dst = append(dst, hpack.HeaderField{Name: fieldBaggage, Value: b})
+		fields = append(fields, hpack.HeaderField{Name: fieldBaggage, Value: b})
 	}
 	if r.Forwarded.Addr().IsValid() {
-		dst = append(dst, hpack.HeaderField{Name: fieldForwarded, Value: `for="` + r.Forwarded.String() + `"`})
+		fields = append(fields, hpack.HeaderField{Name: fieldForwarded, Value: `for="` + r.Forwarded.String() + `"`})
 	}
 	if !r.Trace.IsZero() {
-		dst = append(dst, hpack.HeaderField{Name: fieldTraceparent, Value: r.Trace.String()})
+		fields = append(fields, hpack.HeaderField{Name: fieldTraceparent, Value: r.Trace.String()})
 	}
-	return dst
+	return fields
 }
 
 // Refusal is an answer to a request that cannot be carried out.

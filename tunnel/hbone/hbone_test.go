@@ -33,7 +33,7 @@ func trace(s string) Trace {
 func addr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 // What goes over the wire is what Istio's ambient mode sends.
-func TestAppendFields(t *testing.T) {
+func TestFields(t *testing.T) {
 	tests := []struct {
 		name string
 		r    Request
@@ -59,7 +59,7 @@ func TestAppendFields(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := tt.r.AppendFields(nil)
+			got := tt.r.Fields()
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Fatal(d)
 			}
@@ -306,7 +306,7 @@ func FuzzParseRequest(f *testing.F) {
 		if method != "CONNECT" || r.Authority.String() != authority || r.Authority.Port() == 0 || r.Authority.Addr().Zone() != "" {
 			t.Fatalf("%q %q taken as %v", method, authority, r.Authority)
 		}
-		again, refusal := ParseRequest(r.AppendFields(nil))
+		again, refusal := ParseRequest(r.Fields())
 		if refusal != nil {
 			t.Fatal(refusal)
 		}
