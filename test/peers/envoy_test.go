@@ -19,25 +19,9 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/peer"
 	"github.com/culvert-mesh/culvert/internal/testca"
 )
-
-// envoyBinary is where scripts/peers has put it, or where PEER_ENVOY says.
-func envoyBinary(t *testing.T) string {
-	t.Helper()
-	path := os.Getenv("PEER_ENVOY")
-	if path == "" {
-		path = "../../out/peers/envoy"
-	}
-	path, err := filepath.Abs(path)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		absent(t, fmt.Sprintf("no Envoy here: run scripts/peers, or name its binary by PEER_ENVOY (%v)", err))
-	}
-	return path
-}
 
 // envoy is a running one.
 type envoy struct {
@@ -214,7 +198,7 @@ func by(app *application, what string) *way {
 
 // TestEnvoyClient: Envoy as client of our server.
 func TestEnvoyClient(t *testing.T) {
-	binary := envoyBinary(t)
+	binary := peer.Envoy(t)
 	e := setup(t)
 	e.start(denying(e))
 	app := serve(e, e.ours)
@@ -341,7 +325,7 @@ var answers = []struct {
 
 // TestEnvoyServer: Envoy as server for our client.
 func TestEnvoyServer(t *testing.T) {
-	binary := envoyBinary(t)
+	binary := peer.Envoy(t)
 	e := setup(t)
 	e.start(nil)
 	app := serve(e, e.theirs)

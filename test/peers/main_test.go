@@ -40,16 +40,6 @@ var ztunnel string
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(prefix, &ztunnel, m.Run)) }
 
-// absent ends a test whose peer is not here: a skip by hand, a failure where
-// CULVERT_REQUIRE_PEERS says that it has to be here.
-func absent(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CULVERT_REQUIRE_PEERS") != "" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
-
 // env is a lab of two nodes with three pods each, and a daemon on the second.
 type env struct {
 	*lab.Lab

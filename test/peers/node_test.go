@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/peer"
 	"github.com/culvert-mesh/culvert/internal/testca"
 )
 
@@ -26,7 +27,7 @@ func nodeBinary(t *testing.T) string {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		absent(t, fmt.Sprintf("no Node.js here: install nodejs, or name its binary by PEER_NODE (%v)", err))
+		peer.Absent(t, fmt.Sprintf("no Node.js here: install nodejs, or name its binary by PEER_NODE (%v)", err))
 	}
 	return path
 }

@@ -14,31 +14,15 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/internal/peer"
 )
-
-// envoyBinary is where scripts/peers has put it, or where PEER_ENVOY says.
-func envoyBinary(t *testing.T) string {
-	t.Helper()
-	path := os.Getenv("PEER_ENVOY")
-	if path == "" {
-		path = "../../out/peers/envoy"
-	}
-	path, err := filepath.Abs(path)
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		t.Skipf("no Envoy here: run scripts/peers, or name its binary by PEER_ENVOY (%v)", err)
-	}
-	return path
-}
 
 // startEnvoy starts one that sends back what it gets by TLS, and that passes on
 // by TLS what it gets without, each at a socket of a directory. Its TLS is
 // BoringSSL.
 func startEnvoy(t *testing.T, a *authority, id *identity.SVID) (echo, plain, onward string) {
 	t.Helper()
-	binary := envoyBinary(t)
+	binary := peer.Envoy(t)
 	dir, err := os.MkdirTemp("", "envoy") // of a short name, as sockets need
 	if err != nil {
 		t.Fatal(err)
