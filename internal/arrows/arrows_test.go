@@ -153,6 +153,7 @@ var importers = map[string][]string{
 	// Those of the laboratory.
 	"internal/lab":     {"test"},
 	"internal/testca":  {},
+	"internal/testns":  {},
 	"internal/peer":    {},
 	"internal/capture": {"test"},
 }

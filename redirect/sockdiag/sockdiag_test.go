@@ -5,50 +5,20 @@ package sockdiag
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/netns"
+	"github.com/culvert-mesh/culvert/internal/testns"
 )
 
 const mark = 0x53a
-
-// namespace makes one with lo up.
-func namespace(t *testing.T) *netns.NS {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes network namespaces: run it as root")
-	}
-	name := fmt.Sprintf("culvert-diag-%d-%x", os.Getpid(), time.Now().UnixNano()&0xffffff)
-	ns, err := netns.CreateNamed(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ns.Close()
-		if err := netns.DeleteNamed(name); err != nil {
-			t.Error(err)
-		}
-	})
-	in(t, ns, func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(lo)
-	})
-	return ns
-}
 
 func in(t *testing.T, ns *netns.NS, f func() error) {
 	t.Helper()
@@ -133,7 +103,7 @@ var loopbacks = map[string]struct {
 func TestList(t *testing.T) {
 	for name, tt := range loopbacks {
 		t.Run(name, func(t *testing.T) {
-			ns := namespace(t)
+			ns := testns.New(t)
 			client, server := pair(t, ns, tt.dst, tt.v6, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark) })
 			all, err := List(ns, Connected)
 			if err != nil {
@@ -168,7 +138,7 @@ func TestList(t *testing.T) {
 			if len(listening) != 1 || listening[0].Local.Port() != c.Remote.Port() || listening[0].State != unix.BPF_TCP_LISTEN {
 				t.Errorf("listening: %v", listening)
 			}
-			if other, err := List(namespace(t), Connected|Listening); err != nil || len(other) != 0 {
+			if other, err := List(testns.New(t), Connected|Listening); err != nil || len(other) != 0 {
 				t.Errorf("another namespace: %v, %v", other, err)
 			}
 		})
@@ -178,7 +148,7 @@ func TestList(t *testing.T) {
 // A dump of many messages is read whole.
 func TestListOfMany(t *testing.T) {
 	const n = 3000
-	ns := namespace(t)
+	ns := testns.New(t)
 	var addr netip.AddrPort
 	in(t, ns, func() error {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -224,7 +194,7 @@ func storage(t *testing.T) *ebpf.Map {
 }
 
 func TestStorage(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	ours, other := storage(t), storage(t)
 	client, server := pair(t, ns, &unix.SockaddrInet6{Addr: [16]byte{15: 1}}, true, nil)
 	if err := errors.Join(ours.Put(uint32(client), uint32(1)), other.Put(uint32(server), uint32(1))); err != nil {
@@ -246,7 +216,7 @@ func TestStorage(t *testing.T) {
 func TestDestroy(t *testing.T) {
 	for name, tt := range loopbacks {
 		t.Run(name, func(t *testing.T) {
-			ns := namespace(t)
+			ns := testns.New(t)
 			client, server := pair(t, ns, tt.dst, tt.v6, nil)
 			kept, keptServer := pair(t, ns, tt.dst, tt.v6, nil)
 			all, err := List(ns, Connected)

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/internal/testns"
 	"github.com/culvert-mesh/culvert/redirect/sockdiag"
 )
 
@@ -43,7 +44,7 @@ func TestMarkedListenerIsTheOneThatAnswers(t *testing.T) {
 }
 
 func TestMarkedListener(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	dst := netip.MustParseAddrPort("127.0.0.1:8080")
 	err := ns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

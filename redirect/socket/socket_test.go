@@ -4,7 +4,6 @@ package socket
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"sync"
@@ -12,47 +11,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/netns"
+	"github.com/culvert-mesh/culvert/internal/testns"
 )
 
 var (
 	client4 = netip.MustParseAddr("10.98.0.7")
 	client6 = netip.MustParseAddr("fd98::7")
 )
-
-// namespace makes one with lo up, where marked packets to anywhere are lo's, as
-// redirect sets it.
-func namespace(t *testing.T) *netns.NS {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes network namespaces: run it as root")
-	}
-	name := fmt.Sprintf("culvert-socket-%d-%x", os.Getpid(), time.Now().UnixNano()&0xffffff)
-	ns, err := netns.CreateNamed(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ns.Close()
-		if err := netns.DeleteNamed(name); err != nil {
-			t.Error(err)
-		}
-	})
-	err = ns.Do(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(lo)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ns
-}
 
 func maker(t *testing.T, own func(int) error) *Maker {
 	t.Helper()
@@ -130,7 +98,7 @@ func common(t *testing.T, o *owned, ns *netns.NS, fd int) {
 }
 
 func TestListen(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	var o owned
 	m := maker(t, o.own)
 	for _, tt := range []struct {
@@ -165,7 +133,7 @@ func TestListen(t *testing.T) {
 // A socket that cannot be marked as the tunnel's must not be used: its
 // connections would be carried by themselves.
 func TestSocketThatCannotBeMarkedIsClosed(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	want := errors.New("no")
 	var last atomic.Int64
 	m := maker(t, func(fd int) error { last.Store(int64(fd)); return want })
@@ -200,7 +168,7 @@ func wait(t *testing.T, s *Stock, v6 bool) int {
 }
 
 func TestStockGrowsWithUse(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	var o owned
 	m := maker(t, o.own)
 	s := m.Stock(ns)
@@ -255,7 +223,7 @@ func (s *Stock) stocked(v6 bool) (n, target int) {
 // What a burst has left in stock goes when nobody takes of it, and all pods
 // together hold no more than the node may.
 func TestStockIsBounded(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	m := maker(t, func(int) error { return nil })
 	const node = maxStock + maxStock/2 // room for one and a half
 	m.stocked.limit = node
@@ -327,7 +295,7 @@ func TestStockIsBounded(t *testing.T) {
 
 // Each one that waits is answered once, whatever is closed meanwhile.
 func TestEveryWaiterIsAnswered(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	m := maker(t, func(int) error { return nil })
 	s := m.Stock(ns)
 	const n = 200
@@ -365,7 +333,7 @@ func TestEveryWaiterIsAnswered(t *testing.T) {
 
 // A deleted pod's namespace must not be kept by the thread.
 func TestThreadLeavesTheNamespace(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	m := maker(t, func(int) error { return nil })
 	s := m.Stock(ns)
 	unix.Close(wait(t, s, false))
@@ -390,7 +358,7 @@ func TestThreadLeavesTheNamespace(t *testing.T) {
 // Live connections of one client to one destination never share a port, and the
 // ports leave room for applications' listeners.
 func TestPortsAreNotShared(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	m := maker(t, func(int) error { return nil })
 	seen := map[int]bool{}
 	for range 300 {
@@ -429,7 +397,7 @@ func TestPortsAreNotShared(t *testing.T) {
 }
 
 func TestDeliverRefusesTwoFamilies(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	s := maker(t, func(int) error { return nil }).Stock(ns)
 	defer s.Close()
 	fd := wait(t, s, true)
@@ -440,7 +408,7 @@ func TestDeliverRefusesTwoFamilies(t *testing.T) {
 }
 
 func TestCloseEndsTheMaker(t *testing.T) {
-	ns := namespace(t)
+	ns := testns.New(t)
 	m, err := New(func(int) error { return nil })
 	if err != nil {
 		t.Fatal(err)
