@@ -148,6 +148,28 @@ func (e *env) status(d *lab.Daemon) string {
 	return string(b)
 }
 
+// carried wants an exchange on a new connection to each of these, in the tunnel.
+func (e *env) carried(from *lab.Pod, to ...netip.AddrPort) {
+	e.t.Helper()
+	wire := e.wire(marker)
+	for _, dst := range to {
+		e.must(exchange(e.connect(from, dst), marker))
+	}
+	if wire.Seen(0) != 0 || outside(wire) != 0 || inside(wire) == 0 {
+		e.t.Errorf("%s is not carried: markers in plaintext %d, other segments %d, bytes in the tunnel %d", from.Name, wire.Seen(0), outside(wire), inside(wire))
+	}
+}
+
+// inPlaintext wants an exchange on a new connection, and to see it on the wire.
+func (e *env) inPlaintext(from *lab.Pod, to netip.AddrPort) {
+	e.t.Helper()
+	wire := e.wire(marker)
+	e.must(exchange(e.connect(from, to), marker))
+	if wire.Seen(0) == 0 {
+		e.t.Errorf("the traffic of %s to %s is not on the wire", from.Name, to)
+	}
+}
+
 // Pods come and go by the file while another's traffic is not disturbed.
 func TestReload(t *testing.T) {
 	e, d := mesh(t)
@@ -171,11 +193,7 @@ func TestReload(t *testing.T) {
 	if left := e.Nodes[0].State(two); left != "" {
 		t.Errorf("left in the removed pod:\n%s", left)
 	}
-	wire := e.wire(marker)
-	e.must(exchange(e.connect(two, plain.Addr(4)), marker))
-	if wire.Seen(0) == 0 {
-		t.Error("the removed pod's traffic is not on the wire")
-	}
+	e.inPlaintext(two, plain.Addr(4))
 	if err := e.try(two, app.Addr(4)); !isRefused(err) {
 		t.Errorf("plaintext to a STRICT workload: %v, want it refused", err)
 	}
@@ -185,15 +203,8 @@ func TestReload(t *testing.T) {
 	e.replace(d[0].Node, "pods.yaml", e.text("pods", []podEntry{entryOf(one), entryOf(two), entryOf(three)}))
 	e.must(d[0].Signal(syscall.SIGHUP))
 	e.settled(d[0], 3)
-	again := e.wire(marker)
-	for _, p := range []*lab.Pod{two, three} {
-		for _, family := range []int{4, 6} {
-			e.must(exchange(e.connect(p, app.Addr(family)), marker))
-		}
-	}
-	if again.Seen(0) != 0 || outside(again) != 0 {
-		t.Error("an added pod's traffic is in plaintext")
-	}
+	e.carried(two, app.Addr(4), app.Addr(6))
+	e.carried(three, app.Addr(4), app.Addr(6))
 	traffic.whole(t, 1)
 }
 
@@ -251,19 +262,11 @@ func TestEnrolRunning(t *testing.T) {
 		app, err := e.Pod(2, 3).Echo(8080)
 		e.must(err)
 		three := e.Pod(1, 3)
-		wire := e.wire(marker)
-		e.must(exchange(e.connect(three, app.Addr(family)), marker))
-		if wire.Seen(0) == 0 {
-			t.Error("control: the marker is not on the wire before the enrolment")
-		}
+		e.inPlaintext(three, app.Addr(family)) // the control, before the enrolment
 		e.setWorkloads(e.Workloads(), d...)
 		e.setPods(d[0], entryOf(e.Pod(1, 1)), entryOf(e.Pod(1, 2)), entryOf(three))
 		e.setPods(d[1], entryOf(e.Pod(2, 1)), entryOf(e.Pod(2, 2)), entryOf(e.Pod(2, 3)))
-		again := e.wire(marker)
-		e.must(exchange(e.connect(three, app.Addr(family)), marker))
-		if again.Seen(0) != 0 || outside(again) != 0 {
-			t.Error("plaintext after the enrolment")
-		}
+		e.carried(three, app.Addr(family))
 	})
 }
 
@@ -386,18 +389,10 @@ func TestProtocolFlips(t *testing.T) {
 			// Its own node takes it out of the mesh, so that plaintext is answered.
 			e.setPods(d[1], entryOf(e.Pod(2, 1)))
 			e.setWorkloads(as("tcp"), d...)
-			wire := e.wire(marker)
-			e.must(exchange(e.connect(e.Pod(1, 2), flipped.Addr(family)), marker))
-			if wire.Seen(0) == 0 {
-				t.Error("a workload that says tcp was not reached in plaintext")
-			}
+			e.inPlaintext(e.Pod(1, 2), flipped.Addr(family))
 			e.setWorkloads(as("hbone"), d...)
 			e.setPods(d[1], entryOf(e.Pod(2, 1)), entryOf(e.Pod(2, 2)))
-			again := e.wire(marker)
-			e.must(exchange(e.connect(e.Pod(1, 2), flipped.Addr(family)), marker))
-			if again.Seen(0) != 0 || outside(again) != 0 {
-				t.Error("a workload that says hbone was reached in plaintext")
-			}
+			e.carried(e.Pod(1, 2), flipped.Addr(family))
 		}
 		traffic.whole(t, 1)
 	})
