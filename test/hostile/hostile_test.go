@@ -55,16 +55,22 @@ const (
 	allowed = 32
 
 	// rounds have a quiet part and a hostile one each, so that what the machine
-	// does besides meets both.
-	rounds = 3
+	// does besides meets both. What the daemon does to the other pair it does in
+	// every round, what the machine does in some: the best one is judged, and where
+	// it is not good enough there are more, most in all.
+	rounds, most = 3, 9
 
-	// enough samples are needed for a p99 to mean something.
-	enough = 300
+	// hops is how many threads wake one another for a request and its answer, for
+	// each that does so where there is no tunnel: six, and two. So much more of the
+	// time slices of others they wait for, which is measured at the same time: an
+	// attack is work for the kernel too, and the machine may have other work.
+	hops = 3
 
-	// noise is by how much a p99 may be more than twice the quiet one: where the
-	// attacker, two daemons and the other pair's applications share two
-	// processors, each waits for the time slices of the others.
-	noise = 75 * time.Millisecond
+	// noise is by how much a p99 may be more than that and twice the quiet one. A
+	// request and its answer pass daemons four times. Each time they may wait for
+	// the end of what a daemon does for the attacker, which has time slices of up
+	// to 3 ms. A quiet machine measures 1 to 7 ms more.
+	noise = 4 * 3 * time.Millisecond
 )
 
 // bench is the mesh that is attacked: the daemon of the second node.
@@ -77,13 +83,14 @@ type bench struct {
 	good   [2]string // certificate and key
 	bad    [2]string
 	pairs  []net.Conn // another pair of pods
+	plain  []net.Conn // a pair without the mesh: what the machine takes
 }
 
 func newBench(t *testing.T, length time.Duration) *bench {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Duration(len(kinds))*(2*length+30*time.Second))
 	t.Cleanup(cancel)
-	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 4, Prefix: prefix})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,6 +169,14 @@ func newBench(t *testing.T, length time.Duration) *bench {
 		b.must(err)
 		t.Cleanup(func() { c.Close() })
 		b.pairs = append(b.pairs, c)
+	}
+	plain, err := b.Pod(2, 4).Echo(8080)
+	b.must(err)
+	for range 2 {
+		c, err := b.Pod(1, 4).Dial(ctx, plain.Addr(4))
+		b.must(err)
+		t.Cleanup(func() { c.Close() })
+		b.plain = append(b.plain, c)
 	}
 	return b
 }
@@ -296,51 +311,64 @@ func (r result) String() string {
 		r.Connections, r.Sessions, r.Frames, float64(r.Bytes)/1e6, say(r.Answers), say(r.Ends), r.Held)
 }
 
+// pace is the time between an answer and the next request.
+const pace = time.Millisecond
+
 // requests is the other pair's traffic for as long as f runs: 64 bytes and back,
-// on connections that were there before. It returns how long each took.
-func (b *bench) requests(f func()) []time.Duration {
+// on connections that were there before. It returns how long each took, and what
+// those would have taken that were not sent meanwhile: one that waits for 100 ms
+// stands for a hundred, or else a standstill would be one slow request. The same
+// goes on between two pods without the mesh: what the machine takes.
+func (b *bench) requests(f func()) (pair, machine []time.Duration) {
 	b.t.Helper()
 	over := make(chan struct{})
-	took := make(chan []time.Duration)
-	for _, c := range b.pairs {
-		go func() {
-			var all []time.Duration
-			defer func() { took <- all }()
-			p := make([]byte, 64)
-			for {
-				select {
-				case <-over:
-					return
-				case <-time.After(time.Millisecond):
+	ask := func(who string, conns []net.Conn) (all func() []time.Duration) {
+		took := make(chan []time.Duration, len(conns))
+		for _, c := range conns {
+			go func() {
+				var mine []time.Duration
+				defer func() { took <- mine }()
+				p := make([]byte, 64)
+				for {
+					select {
+					case <-over:
+						return
+					case <-time.After(pace):
+					}
+					_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+					start := time.Now()
+					_, err := c.Write(p)
+					if err == nil {
+						_, err = io.ReadFull(c, p)
+					}
+					if err != nil {
+						b.t.Errorf("%s: %v", who, err)
+						return
+					}
+					for d := time.Since(start); d > 0; d -= pace {
+						mine = append(mine, d)
+					}
 				}
-				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-				start := time.Now()
-				if _, err := c.Write(p); err != nil {
-					b.t.Errorf("the other pair: %v", err)
-					return
-				}
-				if _, err := io.ReadFull(c, p); err != nil {
-					b.t.Errorf("the other pair: %v", err)
-					return
-				}
-				all = append(all, time.Since(start))
+			}()
+		}
+		return func() (all []time.Duration) {
+			for range conns {
+				all = append(all, <-took...)
 			}
-		}()
+			if len(all) == 0 {
+				b.t.Fatalf("%s had no answer at all", who)
+			}
+			return all
+		}
 	}
+	pairs, plain := ask("the other pair", b.pairs), ask("the pair without the mesh", b.plain)
 	f()
 	close(over)
-	var all []time.Duration
-	for range b.pairs {
-		all = append(all, <-took...)
-	}
-	return all
+	return pairs(), plain()
 }
 
-// p99 is of samples, which it sorts.
+// p99 is of samples, of which there is one at least, and which it sorts.
 func p99(d []time.Duration) time.Duration {
-	if len(d) == 0 {
-		return 0
-	}
 	slices.Sort(d)
 	return d[len(d)*99/100]
 }
@@ -399,38 +427,44 @@ func TestHostile(t *testing.T) {
 			b.t = t
 			k := kinds[name]
 			total := result{Answers: map[string]int64{}, Ends: map[string]int64{}}
-			// The best round of each: what disturbs one round only is the machine's.
-			q, h, samples := time.Hour, time.Hour, 1<<30
+			q, samples := time.Hour, 1<<30
+			h, m := time.Hour, time.Duration(0) // of the best round
+			noise := (noise + k.more) * lab.Slowness()
+			tooSlow := func() bool { return h > 2*q+hops*m+noise }
 			met := func() float64 { return b.metric("culvert_peer_limits_total", "limit", k.limit) }
 			before := met()
 			top := 0.0
-			for range rounds {
-				quiet := b.requests(func() {
+			done := 0
+			for ; done < rounds || tooSlow() && done < most; done++ {
+				quiet, _ := b.requests(func() {
 					select {
 					case <-time.After(length / rounds / 2):
 					case <-b.ctx.Done():
 					}
 				})
-				most := b.watchMemory()
-				hostile := b.requests(func() {
+				taken := b.watchMemory()
+				hostile, machine := b.requests(func() {
 					r, err := b.attack(name, length/rounds)
 					total.add(r)
 					if err != nil {
 						t.Error(err)
 					}
 				})
-				top = max(top, most())
-				q, h, samples = min(q, p99(quiet)), min(h, p99(hostile)), min(samples, len(quiet), len(hostile))
+				top = max(top, taken())
+				q, samples = min(q, p99(quiet)), min(samples, len(quiet), len(hostile))
+				if x := p99(hostile); x < h {
+					h, m = x, p99(machine)
+				}
 				// What the round has left is to end before the next one.
-				err := lab.Until(b.ctx, "descriptors and goroutines are given back", func() error {
+				ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second*lab.Slowness())
+				err := lab.Until(ctx, "descriptors and goroutines are given back", func() error {
 					if f, g := b.metric("process_open_fds"), b.metric("go_goroutines"); f > descriptors+slack || g > goroutines+slack {
 						return fmt.Errorf("%v descriptors and %v goroutines, %v and %v before", f, g, descriptors, goroutines)
 					}
 					return nil
 				})
-				if err != nil {
-					t.Error(err)
-				}
+				cancel()
+				b.must(err)
 			}
 			t.Log(total)
 			if err := k.shows(total); err != nil {
@@ -439,10 +473,10 @@ func TestHostile(t *testing.T) {
 			if k.limit != "" && met() == before {
 				t.Errorf("control: the limit %q was not met", k.limit)
 			}
-			t.Logf("memory %.1f MiB above the idle daemon's; p99 of the other pair %v quiet, %v hostile, ratio %.2f, at least %d samples each",
-				top-idle, q.Round(10*time.Microsecond), h.Round(10*time.Microsecond), float64(h)/float64(q), samples)
-			if samples >= enough && h > 2*q && h-q > noise {
-				t.Errorf("the other pair's p99 is %v, %v when quiet", h, q)
+			t.Logf("memory %.1f MiB above the idle daemon's; p99 of the other pair %v quiet, %v hostile, ratio %.2f, %v without the mesh, the best of %d rounds of at least %d samples",
+				top-idle, q.Round(10*time.Microsecond), h.Round(10*time.Microsecond), float64(h)/float64(q), m.Round(10*time.Microsecond), done, samples)
+			if tooSlow() {
+				t.Errorf("the other pair's p99 is %v, %v when quiet and %v without the mesh: more than twice, %d times and %v", h, q, m, hops, noise)
 			}
 			if top-idle > allowed {
 				t.Errorf("the daemon took %.1f MiB above what it is when idle, %d are allowed", top-idle, allowed)

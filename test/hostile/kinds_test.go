@@ -22,8 +22,8 @@ type kind struct {
 	foreign bool            // with a certificate of another trust domain
 	// shows is the control: what says that the attack was what it is called.
 	shows func(result) error
-	limit string // of culvert_peer_limits_total, that must have been met; empty: none
-	hold  bool   // it works by what it holds, so that a round is not counted by its end
+	limit string        // of culvert_peer_limits_total, that must have been met; empty: none
+	more  time.Duration // that the other pair's p99 may be above what other kinds may make of it
 }
 
 // ends wants connections to have ended in a way, and frames to have gone before.
@@ -59,7 +59,11 @@ var kinds = map[string]kind{
 			a.ended(err)
 			c.Close()
 		}
-	}, shows: ends("reset", 100, 0), limit: "source_handshakes"},
+	}, shows: ends("reset", 100, 0), limit: "source_handshakes",
+		// A listener's turn refuses 16 connections, each of which is the kernel's work
+		// of a whole connection, on a loop that the other pair may share or not: some
+		// runs measure 25 to 50 ms, others 4 to 9.
+		more: 50 * time.Millisecond},
 	"slow handshakes": {workers: 100, run: func(a *attacker) {
 		c := a.dial()
 		if c == nil {
@@ -83,7 +87,7 @@ var kinds = map[string]kind{
 			return errors.New("want each to be ended by the handshake's time, or held until the attack's end")
 		}
 		return nil
-	}, hold: true},
+	}},
 	"garbage instead of TLS": {workers: 16, run: func(a *attacker) {
 		c := a.dial()
 		if c == nil {
@@ -221,7 +225,7 @@ var kinds = map[string]kind{
 		s.hold()
 	}, shows: func(r result) error {
 		return errors.Join(answers("status 200", 2000)(r), answers("RST_STREAM REFUSED_STREAM", 500)(r))
-	}, hold: true},
+	}},
 	"zero windows": {run: func(a *attacker) {
 		s := a.open(false, http2.Setting{ID: http2.SettingInitialWindowSize})
 		if s == nil {
@@ -237,7 +241,7 @@ var kinds = map[string]kind{
 			return errors.New("data came into windows of 0")
 		}
 		return answers("status 200", 900)(r)
-	}, hold: true},
+	}},
 	"hoarders": {run: func(a *attacker) {
 		s := a.open(false)
 		if s == nil {
@@ -260,7 +264,7 @@ var kinds = map[string]kind{
 	"server: SETTINGS": {serve: served(func(s *session) { s.frame(http2.FrameSettings, 0, 0, nil) }), shows: ends(calm, 10, whole), limit: "calm"},
 	"server: GOAWAY":   {serve: served(func(s *session) { s.frame(http2.FrameGoAway, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0}) }), shows: ends(calm, 10, whole), limit: "calm"},
 	"server: header list bomb": {serve: func(s *session) {
-		block := []byte(strings.Repeat("\x08\x03200", 1) + strings.Repeat("\x84", 15<<10)) // status, then 15,360 fields
+		block := []byte("\x08\x03200" + strings.Repeat("\x84", 15<<10)) // status, then 15,360 fields
 		s.flood(func() { s.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, block) })
 	}, shows: ends(calm, 10, 1), limit: "calm"},
 	"server: more than the window": {serve: func(s *session) {
@@ -282,16 +286,17 @@ var kinds = map[string]kind{
 			s.connect(a.Loud)
 		}
 		s.frame(http2.FrameWindowUpdate, 0, 0, []byte{0x70, 0, 0, 0})
-		s.flush()
-		<-a.ctx.Done()
-		a.held.Add(1)
+		if s.flush() { // all was asked for
+			<-a.ctx.Done()
+			a.held.Add(1)
+		}
 		s.close()
 	}, shows: func(r result) error {
 		if r.Held == 0 {
 			return errors.New("no session was held")
 		}
 		return nil
-	}, hold: true},
+	}},
 }
 
 // served is a server's flood.
