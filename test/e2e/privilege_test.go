@@ -82,15 +82,18 @@ func TestMissingCapability(t *testing.T) {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
-	control, stderr := start(unix.CAP_SYS_RESOURCE, unix.CAP_SYS_MODULE, unix.CAP_NET_BIND_SERVICE)
-	e.must(lab.Until(e.ctx, "the control is ready", func() error {
+	control, said := start(unix.CAP_SYS_RESOURCE, unix.CAP_SYS_MODULE, unix.CAP_NET_BIND_SERVICE)
+	err := lab.Until(e.ctx, "the control has set up the pod", func() error {
 		if rules, err := podRules(e.Pod(1, 1)); err != nil || rules == 0 {
-			return fmt.Errorf("%d rules, %v; %s", rules, err, stderr)
+			return fmt.Errorf("the pod has %d rules, %v", rules, err)
 		}
 		return nil
-	}))
+	})
 	e.must(control.Process.Kill())
 	_ = control.Wait()
+	if err != nil {
+		t.Errorf("%v; it says\n%s", err, said)
+	}
 }
 
 // podRules counts the rules for our mark in a pod.
