@@ -193,8 +193,7 @@ func (in *inboundTrunk) Request(t *relay.Trunk, st *h2.Stream, fields []hpack.He
 		i.answer(401, telemetry.ReasonDenied, i.verdict.Rule)
 		return
 	}
-	if st.Closed() {
-		i.report(telemetry.ReasonReset, "by the source, before it was looked at")
+	if i.gone() { // since it was queued
 		return
 	}
 	i.live.conn = i
@@ -219,7 +218,12 @@ type inbound struct {
 
 // gone is deliverer's.
 func (i *inbound) gone() bool {
-	if !i.done && (i.st.Closed() || i.trunk.trunk.Closed()) {
+	if i.done {
+		return true
+	}
+	if detail, yes := relay.Hoarded(i.st); yes {
+		i.report(telemetry.ReasonLimit, detail)
+	} else if i.st.Closed() || i.trunk.trunk.Closed() {
 		i.report(telemetry.ReasonReset, "by the source, before the application was reached")
 	}
 	return i.done

@@ -182,6 +182,19 @@ type hoard struct {
 	idle   bool // for longer than hoardTime
 }
 
+// hoardDetail is of EndHoard.
+const hoardDetail = "its application takes nothing, and the memory for what peers send is used up"
+
+// hoarded is the user of a stream that was reset before it had a relay.
+type hoarded struct{}
+
+// Hoarded says of a stream that has no relay yet whether the budget has ended it,
+// with the detail that EndHoard has.
+func Hoarded(st *h2.Stream) (detail string, yes bool) {
+	_, yes = st.User.(hoarded)
+	return hoardDetail, yes
+}
+
 // reset ends streams until enough is said: those whose applications have taken
 // nothing for a while first, and of these the largest.
 func (w *Worker) reset(peer bool, of func(*Trunk) bool, enough func() bool) {
@@ -217,8 +230,9 @@ func (w *Worker) reset(peer bool, of func(*Trunk) bool, enough func() bool) {
 			continue
 		}
 		if h.r != nil {
-			h.r.end(EndHoard, http2.ErrCodeEnhanceYourCalm, "its application takes nothing, and the memory for what peers send is used up")
+			h.r.end(EndHoard, http2.ErrCodeEnhanceYourCalm, hoardDetail)
 		} else {
+			h.st.User = hoarded{}
 			h.t.s.H2.Reset(h.st, http2.ErrCodeEnhanceYourCalm)
 			h.t.wantFlush()
 		}
