@@ -135,8 +135,8 @@ func (s *search) learn(after time.Duration, was, is crashes) {
 	case is.all > was.all:
 		s.late = after
 	}
-	if width := s.late - s.early; width < 4*time.Millisecond {
-		s.early, s.late = max(0, s.early-5*time.Millisecond), s.late+5*time.Millisecond
+	if width := s.late - s.early; width < scaled(4*time.Millisecond) {
+		s.early, s.late = max(0, s.early-scaled(5*time.Millisecond)), s.late+scaled(5*time.Millisecond)
 	}
 }
 
@@ -157,7 +157,7 @@ func TestKillBetweenSteps(t *testing.T) {
 		c.must(d.Stop(c.ctx))
 		_, err := d.Cleanup(c.ctx)
 		c.must(err)
-		seen, where, round := &crashes{}, search{0, 30 * time.Millisecond}, 0
+		seen, where, round := &crashes{}, search{0, scaled(30 * time.Millisecond)}, 0
 		for ; !seen.enough(round); round++ {
 			d, err := c.Nodes[0].LaunchDaemon(c.cfg)
 			c.must(err)
@@ -199,7 +199,7 @@ func TestKillBetweenSteps(t *testing.T) {
 	t.Run("release", func(t *testing.T) {
 		c := newCrash(t)
 		kept := c.cfg.Pods[:1]
-		seen, where, round := &crashes{}, search{0, 40 * time.Millisecond}, 0 // where all is left it comes too early
+		seen, where, round := &crashes{}, search{0, scaled(40 * time.Millisecond)}, 0 // where all is left it comes too early
 		for ; !seen.enough(round); round++ {
 			d := c.start(c.cfg.Pods)
 			c.whole = c.state()
