@@ -30,6 +30,7 @@ const (
 
 // decision is what becomes of a decision of the programs in the access log.
 type decision struct {
+	event     telemetry.Event
 	direction policy.Direction
 	reason    telemetry.Reason
 	security  telemetry.SecurityPolicy
@@ -39,7 +40,7 @@ type decision struct {
 // loggedDecisions are those that the tunnel never hears of.
 func loggedDecisions() map[string]decision {
 	out := func(r telemetry.Reason, detail string) decision {
-		return decision{policy.Outbound, r, telemetry.SecurityUnknown, detail}
+		return decision{telemetry.Refused, policy.Outbound, r, telemetry.SecurityUnknown, detail}
 	}
 	return map[string]decision{
 		"connect_refused_unknown":     out(telemetry.ReasonUnknownDestination, "refused in connect(): the address is of the mesh, and no workload has it: add it to the workloads, or take its range out of mesh.cidrs"),
@@ -49,8 +50,8 @@ func loggedDecisions() map[string]decision {
 		"connect_refused_device":      out(telemetry.ReasonRefused, "refused in connect(): the socket is bound to a device, and cannot be released from it"),
 		"connect_refused_no_mark":     out(telemetry.ReasonRefused, "refused in connect(): the kernel did not let the socket be marked"),
 		"connect_refused_no_socket":   out(telemetry.ReasonRefused, "refused in connect(): the kernel did not tell the socket"),
-		"tcp_destination":             {policy.Outbound, telemetry.ReasonOK, telemetry.Plaintext, "opened, in plaintext past the tunnel: the workload says protocol: tcp. Its bytes and its end are not seen"},
-		"strict_refused":              {policy.Inbound, telemetry.ReasonDenied, telemetry.SecurityUnknown, "plaintext from outside, refused at its SYN: enrol its client, or let plaintext in to this port by the mode"},
+		"tcp_destination":             {telemetry.Passed, policy.Outbound, telemetry.ReasonOK, telemetry.Plaintext, "in plaintext past the tunnel: the workload says protocol: tcp. Its bytes and its end are not seen"},
+		"strict_refused":              {telemetry.Refused, policy.Inbound, telemetry.ReasonDenied, telemetry.SecurityUnknown, "plaintext from outside, refused at its SYN: enrol its client, or let plaintext in to this port by the mode"},
 	}
 }
 
@@ -182,7 +183,7 @@ func (d *decisionLog) forget(now time.Time) {
 
 func (d *decisionLog) connection(e redirect.Event, known decision, skipped uint64) *telemetry.Connection {
 	c := &telemetry.Connection{
-		Direction: known.direction, Reason: known.reason, SecurityPolicy: known.security, Detail: known.detail,
+		Event: known.event, Direction: known.direction, Reason: known.reason, SecurityPolicy: known.security, Detail: known.detail,
 		Src: telemetry.Endpoint{Addr: e.Src}, Dst: telemetry.Endpoint{Addr: e.Dst}, Start: e.Time,
 	}
 	if e.Comm != "" {

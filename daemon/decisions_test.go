@@ -64,6 +64,9 @@ func TestDecisionsHaveLines(t *testing.T) {
 		if c.Reason != want.reason || c.Reason == "" || c.Detail == "" {
 			t.Errorf("%s: %s, %s", name, c.Reason, c.Detail)
 		}
+		if (c.Reason == telemetry.ReasonOK) != (c.Event == telemetry.Passed) || (c.Reason != telemetry.ReasonOK) != (c.Event == telemetry.Refused) {
+			t.Errorf("%s: %s is said to be %s", name, c.Reason, c.Event)
+		}
 	}
 	*lines = nil
 	d.take(redirect.Event{Pod: "default_a", Decision: "option_refused"})

@@ -58,6 +58,19 @@ func ParseReason(s string) (r Reason, ok bool) {
 	return "", false
 }
 
+// Event says what became of a connection, for the first look at its line.
+type Event uint8
+
+// The events.
+const (
+	Complete Event = iota // it was open, and has ended
+	Refused               // it was never open; the reason says why
+	Passed                // it was let pass by the tunnel, which sees no more of it
+)
+
+// String is fmt.Stringer's.
+func (e Event) String() string { return [...]string{"complete", "refused", "passed"}[e] }
+
 // SecurityPolicy says how a connection's bytes travelled between the nodes.
 type SecurityPolicy string
 
@@ -89,7 +102,7 @@ func ReporterOf(d policy.Direction) Reporter {
 
 // Endpoint is one end of a connection. What is not known is zero.
 type Endpoint struct {
-	Addr      netip.AddrPort
+	Addr      netip.AddrPort // port 0: it is not known
 	Workload  string
 	Namespace string
 	Identity  spiffeid.ID // only once it has been proven
@@ -98,6 +111,7 @@ type Endpoint struct {
 
 // Connection is an application's connection, as one side saw it.
 type Connection struct {
+	Event     Event
 	Direction policy.Direction
 	Src       Endpoint // the application that connected
 	Dst       Endpoint // the application that was connected to

@@ -26,7 +26,9 @@ func appendJSON(b []byte, c *Connection) []byte {
 	b = c.Start.Add(c.Duration).UTC().AppendFormat(b, timeLayout)
 	b = append(b, `","level":"`...)
 	b = append(b, level(c)...)
-	b = append(b, `","scope":"access","message":"connection complete","direction":"`...)
+	b = append(b, `","scope":"access","message":"connection `...)
+	b = append(b, c.Event.String()...)
+	b = append(b, `","direction":"`...)
 	b = append(b, c.Direction.String()...)
 	b = append(b, '"')
 	b = appendEndpointJSON(b, `,"src.`, &c.Src)
@@ -39,7 +41,7 @@ func appendJSON(b []byte, c *Connection) []byte {
 	b = c.Start.UTC().AppendFormat(b, timeLayout)
 	b = append(b, `","duration_ms":`...)
 	b = appendMillis(b, c.Duration)
-	b = appendField(b, `,"security_policy":"`, string(security(c)))
+	b = appendField(b, `,"connection_security_policy":"`, string(security(c)))
 	if c.TLSVersion != 0 {
 		b = appendField(b, `,"tls.version":"`, version(c.TLSVersion))
 		b = appendField(b, `,"tls.cipher":"`, cipher(c.CipherSuite))
@@ -77,9 +79,14 @@ func appendEndpointJSON(b []byte, prefix string, e *Endpoint) []byte {
 	return b
 }
 
-// appendAddr writes an address that may be v4-mapped as the IPv4 that it is.
+// appendAddr writes an address that may be v4-mapped as the IPv4 that it is, and
+// without a port where that is not known.
 func appendAddr(b []byte, a netip.AddrPort) []byte {
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()).AppendTo(b)
+	ip := a.Addr().Unmap()
+	if a.Port() == 0 {
+		return ip.AppendTo(b)
+	}
+	return netip.AddrPortFrom(ip, a.Port()).AppendTo(b)
 }
 
 // appendField writes a name, which brings its punctuation, and a value, unless

@@ -50,6 +50,7 @@ func sample() Connection {
 // refused is a connection of which little is known, with a hostile detail.
 func refused() Connection {
 	return Connection{
+		Event:     Refused,
 		Direction: policy.Inbound,
 		Src:       Endpoint{Addr: netip.MustParseAddrPort("[::ffff:10.77.1.10]:43210")},
 		Dst:       Endpoint{Addr: netip.MustParseAddrPort("[fd77::2:1]:80")},
@@ -57,6 +58,19 @@ func refused() Connection {
 		Reason:    ReasonDenied,
 		Rule:      "no-batch",
 		Detail:    "said \"no\\\"\nand\tleft \x1b[31m\xff\u009b\u2028 ü",
+	}
+}
+
+// passed is one that the kernel has let pass: its source's port is not known.
+func passed() Connection {
+	return Connection{
+		Event:          Passed,
+		Direction:      policy.Outbound,
+		Src:            Endpoint{Addr: netip.MustParseAddrPort("[fd77::1:1]:0")},
+		Dst:            Endpoint{Addr: netip.MustParseAddrPort("[fd77::2:1]:80")},
+		Start:          time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC),
+		SecurityPolicy: Plaintext,
+		Reason:         ReasonOK,
 	}
 }
 
@@ -69,11 +83,14 @@ func TestLines(t *testing.T) {
 		"JSON": {appendJSON, sample(), `{"time":"2026-03-04T05:06:07.009243Z","level":"info","scope":"access","message":"connection complete","direction":"outbound",` +
 			`"src.addr":"10.77.1.10:43210","src.workload":"client","src.namespace":"demo","src.identity":"spiffe://cluster.local/ns/demo/sa/client",` +
 			`"dst.addr":"10.77.2.10:8080","dst.workload":"web","dst.namespace":"demo","dst.identity":"spiffe://cluster.local/ns/demo/sa/web",` +
-			`"bytes_sent":4096,"bytes_recv":120,"start":"2026-03-04T05:06:07.008009Z","duration_ms":1.234,"security_policy":"mutual_tls",` +
+			`"bytes_sent":4096,"bytes_recv":120,"start":"2026-03-04T05:06:07.008009Z","duration_ms":1.234,"connection_security_policy":"mutual_tls",` +
 			`"tls.version":"1.3","tls.cipher":"TLS_AES_128_GCM_SHA256","tls.group":"X25519MLKEM768","policy.rule":"default-allow","policy.version":3,"trace":"0af7000000000000000000000000009c","reason":"ok"}` + "\n"},
-		"JSON of a refusal": {appendJSON, refused(), `{"time":"2026-03-04T05:06:07.000000Z","level":"error","scope":"access","message":"connection complete","direction":"inbound",` +
+		"JSON of a refusal": {appendJSON, refused(), `{"time":"2026-03-04T05:06:07.000000Z","level":"error","scope":"access","message":"connection refused","direction":"inbound",` +
 			`"src.addr":"10.77.1.10:43210","dst.addr":"[fd77::2:1]:80","bytes_sent":0,"bytes_recv":0,"start":"2026-03-04T05:06:07.000000Z","duration_ms":0.000,` +
-			`"security_policy":"unknown","policy.rule":"no-batch","policy.version":0,"reason":"denied","detail":"said \"no\\\"\nand\tleft \u001b[31m\ufffd\u009b\u2028 ü"}` + "\n"},
+			`"connection_security_policy":"unknown","policy.rule":"no-batch","policy.version":0,"reason":"denied","detail":"said \"no\\\"\nand\tleft \u001b[31m\ufffd\u009b\u2028 ü"}` + "\n"},
+		"JSON of what passes, of a port that is not known": {appendJSON, passed(), `{"time":"2026-03-04T05:06:07.000000Z","level":"info","scope":"access","message":"connection passed","direction":"outbound",` +
+			`"src.addr":"fd77::1:1","dst.addr":"[fd77::2:1]:80","bytes_sent":0,"bytes_recv":0,"start":"2026-03-04T05:06:07.000000Z","duration_ms":0.000,"connection_security_policy":"none","reason":"ok"}` + "\n"},
+		"text of what passes": {appendText, passed(), "2026-03-04T05:06:07.000000Z outbound ok fd77::1:1 -> [fd77::2:1]:80 sent=0 received=0 duration=0.000ms none\n"},
 		"text": {appendText, sample(), "2026-03-04T05:06:07.009243Z outbound ok 10.77.1.10:43210 (demo/client, spiffe://cluster.local/ns/demo/sa/client) -> " +
 			"10.77.2.10:8080 (demo/web, spiffe://cluster.local/ns/demo/sa/web) sent=4096 received=120 duration=1.234ms mutual_tls TLS1.3 TLS_AES_128_GCM_SHA256 X25519MLKEM768 rule=default-allow trace=0af7000000000000000000000000009c\n"},
 		"text of a refusal": {appendText, refused(), `2026-03-04T05:06:07.000000Z inbound denied 10.77.1.10:43210 -> [fd77::2:1]:80 sent=0 received=0 duration=0.000ms unknown rule=no-batch ` +

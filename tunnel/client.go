@@ -162,7 +162,7 @@ func (o *outbound) Response(r *relay.Relay, fields []hpack.HeaderField) {
 	case err != nil:
 		o.fail(telemetry.ReasonTunnelLost, err.Error())
 	case status == 200:
-		o.open()
+		o.open(o.record())
 		r.Open()
 	default:
 		o.fail(refusalReason(status, reason), refusalDetail(status, reason))
@@ -223,9 +223,6 @@ func (o *outbound) report(why telemetry.Reason, detail string) {
 		o.finish(o.seen(), why, detail)
 	}
 }
-
-// open counts a connection whose stream the peer has accepted.
-func (o *outbound) open() { o.flow = o.pod.t.cfg.Recorder.Opened(o.record()) }
 
 // record is what is known of the connection.
 func (o *outbound) record() *telemetry.Connection {

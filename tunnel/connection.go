@@ -23,6 +23,7 @@ type connection struct {
 	start    time.Time
 	flow     telemetry.Flow
 	live     live
+	opened   bool // and counted as such
 	done     bool // reported
 
 	reason telemetry.Reason // why it is being aborted
@@ -32,11 +33,20 @@ type connection struct {
 // version is that of the snapshot that the connection rests on.
 func (c *connection) version() uint64 { return c.verdict.Version }
 
+// open counts a connection that both ends have. rec is its record.
+func (c *connection) open(rec *telemetry.Connection) {
+	c.opened = true
+	c.flow = c.pod.t.cfg.Recorder.Opened(rec)
+}
+
 // finish ends what is known of the connection with its last record. The caller
 // sees to it that there is one.
 func (c *connection) finish(last *telemetry.Connection, why telemetry.Reason, detail string) {
 	c.done = true
 	c.live.unlink()
+	if !c.opened {
+		last.Event = telemetry.Refused
+	}
 	last.Reason, last.Detail = why, detail
 	last.Duration = time.Since(c.start)
 	c.pod.t.cfg.Recorder.Closed(&c.flow, last)

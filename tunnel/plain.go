@@ -178,7 +178,7 @@ func (c *plain) PipeConnected(p *relay.Pipe, err error) {
 		c.delivery.unreachable(err)
 		return
 	}
-	c.flow = c.pod.t.cfg.Recorder.Opened(c.record())
+	c.open(c.record())
 	p.Open()
 }
 

@@ -213,7 +213,6 @@ type inbound struct {
 	trace    [16]byte
 	relay    *relay.Relay
 	delivery delivery
-	opened   bool
 }
 
 // gone is deliverer's.
@@ -263,8 +262,7 @@ func (i *inbound) Connected(r *relay.Relay, err error) {
 		return
 	}
 	if i.respond(hbone.ResponseFields(200, ""), false) {
-		i.opened = true
-		i.flow = i.pod.t.cfg.Recorder.Opened(i.record())
+		i.open(i.record())
 		r.Open()
 	}
 }

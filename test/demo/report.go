@@ -112,7 +112,7 @@ func (s *stage) reportLogs(ctx context.Context, r *cli.Report) {
 	}
 	tls := func(x *side) string {
 		return fmt.Sprintf("TLS %s, %s, %s; %s", x.values("tls.version", nil), x.values("tls.cipher", nil),
-			x.values("tls.group", nil), x.values("security_policy", nil))
+			x.values("tls.group", nil), x.values("connection_security_policy", nil))
 	}
 	good := strings.HasPrefix(tls(source), "TLS 1.3, TLS_") && strings.HasSuffix(tls(source), "; mutual_tls") && tls(source) == tls(destination)
 	if good {

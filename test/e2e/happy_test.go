@@ -68,7 +68,7 @@ func carried(t *testing.T, client, server func(*env) *lab.Pod, addr func(netip.A
 	for _, l := range []lab.Entry{out, in} {
 		for field, want := range map[string]string{
 			"src.identity": from.Identity(), "dst.identity": to.Identity(), "reason": "ok",
-			"src.workload": from.Name, "dst.workload": to.Name, "tls.version": "1.3", "security_policy": "mutual_tls",
+			"src.workload": from.Name, "dst.workload": to.Name, "tls.version": "1.3", "connection_security_policy": "mutual_tls",
 			"bytes_recv": fmt.Sprint(len(marker)), "bytes_sent": fmt.Sprint(len(marker)),
 		} {
 			if got := l.String(field); !strings.Contains(got, want) {

@@ -107,7 +107,7 @@ func TestPermissive(t *testing.T) {
 		}
 		l := e.plainLine(d[1], src, app.Addr(family))
 		for field, want := range map[string]string{
-			"reason": "ok", "security_policy": "none", "src.identity": "", "src.workload": "", "tls.version": "",
+			"reason": "ok", "connection_security_policy": "none", "src.identity": "", "src.workload": "", "tls.version": "",
 			"dst.identity": server.Identity(), "dst.workload": server.Name, "policy.rule": "legacy",
 			"bytes_recv": fmt.Sprint(len(marker)), "bytes_sent": fmt.Sprint(len(marker)),
 		} {
@@ -133,7 +133,7 @@ func TestPermissive(t *testing.T) {
 			t.Error("a client of the mesh was not carried by the tunnel")
 		}
 		found, err := d[1].WaitAccessLog(e.ctx, 1, func(l lab.Entry) bool { return l.String("src.identity") == e.Pod(1, 1).Identity() })
-		if err != nil || found[0].String("security_policy") != "mutual_tls" {
+		if err != nil || found[0].String("connection_security_policy") != "mutual_tls" {
 			t.Errorf("its line: %v, %v", found, err)
 		}
 
@@ -314,7 +314,7 @@ func TestPlaintextToNobody(t *testing.T) {
 		if _, err := io.ReadAll(c); !isReset(err) {
 			t.Errorf("ended with %v, want a reset", err)
 		}
-		if l := e.plainLine(d[1], c.LocalAddr(), to); l.String("reason") != "refused" || l.String("security_policy") != "none" {
+		if l := e.plainLine(d[1], c.LocalAddr(), to); l.String("reason") != "refused" || l.String("connection_security_policy") != "none" {
 			t.Errorf("its line: %v", l)
 		}
 	})

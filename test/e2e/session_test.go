@@ -381,7 +381,7 @@ func TestAccessLogsAgree(t *testing.T) {
 			source, destination := out.closed("outbound", app.Addr(family)), in.closed("inbound", app.Addr(family))
 			for _, field := range []string{
 				"src.addr", "src.workload", "src.namespace", "src.identity", "dst.addr", "dst.workload", "dst.namespace", "dst.identity",
-				"bytes_sent", "bytes_recv", "reason", "tls.version", "tls.cipher", "tls.group", "security_policy", "trace",
+				"bytes_sent", "bytes_recv", "reason", "tls.version", "tls.cipher", "tls.group", "connection_security_policy", "trace",
 			} {
 				if a, b := source.String(field), destination.String(field); a != b || a == "" {
 					t.Errorf("%s: the source writes %q, the destination %q", field, a, b)
