@@ -2,11 +2,12 @@
 
 package telemetry
 
-// Recorder sends records to both the metrics and the access log. Either may be
-// nil; a nil Recorder records nothing. It owns neither.
+// Recorder sends records to the metrics, the access log and the list of refusals.
+// Each may be nil; a nil Recorder records nothing. It owns none.
 type Recorder struct {
-	Metrics *Metrics
-	Log     *AccessLog
+	Metrics  *Metrics
+	Log      *AccessLog
+	Refusals *Refusals
 }
 
 // Opened counts a connection that was let through. Keep the Flow with it.
@@ -25,8 +26,16 @@ func (r *Recorder) Closed(f *Flow, c *Connection) {
 	if r.Metrics != nil {
 		r.Metrics.Closed(f, c)
 	}
+	r.Told(c)
+}
+
+// Told logs a connection that is counted elsewhere: what the kernel has decided.
+func (r *Recorder) Told(c *Connection) {
 	if r.Log != nil {
 		r.Log.Record(c)
+	}
+	if r.Refusals != nil {
+		r.Refusals.Record(c)
 	}
 }
 
