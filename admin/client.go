@@ -3,6 +3,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,34 +32,56 @@ var ErrNoDaemon = errors.New("no ztunnel answers")
 var ErrOtherVersion = errors.New("the ztunnel that runs is of a version that does not know this")
 
 // Get asks the daemon behind a socket for a path, such as /status, and decodes its
-// answer.
+// answer, JSON; a *[]byte gets it as it is.
 func Get(ctx context.Context, socket, path string, answer any) error {
+	return ask(ctx, socket, http.MethodGet, path, nil, answer)
+}
+
+// Post tells it something, as JSON.
+func Post(ctx context.Context, socket, path string, what, answer any) error {
+	body, err := json.Marshal(what)
+	if err != nil {
+		return fmt.Errorf("tell ztunnel: %w", err)
+	}
+	return ask(ctx, socket, http.MethodPost, path, body, answer)
+}
+
+func ask(ctx context.Context, socket, method, path string, what []byte, answer any) error {
 	c := http.Client{Timeout: answerWait, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://admin"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, bytes.NewReader(what))
 	if err != nil {
 		return fmt.Errorf("ask ztunnel: %w", err)
 	}
 	resp, err := c.Do(req)
+	var late net.Error
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w at %s", ErrNoDaemon, socket)
+	case errors.As(err, &late) && late.Timeout():
+		return fmt.Errorf("ask ztunnel at %s: no answer within %s: it is stopped, or the node is out of CPU", socket, answerWait)
 	case err != nil:
 		return fmt.Errorf("ask ztunnel at %s: %w", socket, err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case err != nil:
 		return fmt.Errorf("ask ztunnel at %s: read its answer: %w", socket, err)
-	case resp.StatusCode == http.StatusNotFound:
+	case len(body) > maxAnswer:
+		return fmt.Errorf("ask ztunnel at %s: its answer is longer than %d MiB", socket, maxAnswer>>20)
+	case resp.StatusCode == http.StatusNotFound, resp.StatusCode == http.StatusMethodNotAllowed:
 		return fmt.Errorf("ask ztunnel at %s: %w", socket, ErrOtherVersion)
 	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("ask ztunnel at %s: it answers %s: %s", socket, resp.Status, strings.TrimSpace(string(body)))
+	}
+	if raw, ok := answer.(*[]byte); ok {
+		*raw = body
+		return nil
 	}
 	if err := json.Unmarshal(body, answer); err != nil {
 		return fmt.Errorf("ask ztunnel at %s: understand its answer: %w", socket, err)

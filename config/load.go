@@ -145,7 +145,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 		o.Int("queue", &c.AccessLog.Queue, "lines", 1, maxQueue)
 	})
 	o.Object("log", func(o *strict.Object) {
-		strict.Scalar(o, "level", &c.Log.Level, "debug, info, warn, error", parseLevel)
+		strict.Scalar(o, "level", &c.Log.Level, "debug, info, warn, error", ParseLevel)
 		strict.Enum(o, "format", &c.Log.Format, FormatAuto, FormatJSON, FormatText)
 	})
 	o.Object("tunnel", func(o *strict.Object) {
@@ -219,7 +219,8 @@ func parseAddrPort(text string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(a, uint16(n)), nil
 }
 
-func parseLevel(text string) (slog.Level, error) {
+// ParseLevel reads a level of the log: debug, info, warn, error.
+func ParseLevel(text string) (slog.Level, error) {
 	switch text {
 	case "debug":
 		return slog.LevelDebug, nil

@@ -3,14 +3,13 @@
 package daemon
 
 import (
+	"encoding/hex"
 	"net/http"
 	"net/netip"
 	"time"
 
 	"github.com/culvert-mesh/culvert/policy"
-	"github.com/culvert-mesh/culvert/snapshot"
 	"github.com/culvert-mesh/culvert/telemetry"
-	"github.com/culvert-mesh/culvert/tunnel"
 )
 
 // Connections is what the admin socket says of the connections that the tunnel
@@ -30,6 +29,28 @@ type Connection struct {
 	Age         Seconds   `json:"ageSeconds"`
 	Received    uint64    `json:"bytesReceived"` // from the source
 	Sent        uint64    `json:"bytesSent"`     // to the source
+}
+
+// Refused is what the admin socket says of the connections that were refused last,
+// or ended by the tunnel, at GET /connections/refused: the latest first.
+type Refused struct {
+	Total       uint64              `json:"total"` // since the start
+	Connections []RefusedConnection `json:"connections"`
+}
+
+// RefusedConnection is one of them, and stands for those that were alike.
+type RefusedConnection struct {
+	Last          time.Time `json:"last"` // the latest
+	Times         uint64    `json:"times"`
+	Pod           string    `json:"pod,omitempty"`
+	Direction     string    `json:"direction"`
+	Source        Party     `json:"source"`
+	Destination   Party     `json:"destination"`
+	Reason        string    `json:"reason"`
+	Detail        string    `json:"detail,omitempty"`
+	Rule          string    `json:"rule,omitempty"`          // of the policy, or the mode, where that decided
+	PolicyVersion uint64    `json:"policyVersion,omitempty"` // snapshot
+	Trace         string    `json:"trace,omitempty"`         // as in the access log of both ends
 }
 
 // Party is one end of a connection. What is not known is empty.
@@ -68,13 +89,6 @@ type PlaintextConnection struct {
 	Start       *time.Time `json:"start,omitempty"` // nil: not known, before the enrolment
 }
 
-// connections serves both lists.
-type connections struct {
-	tunnel   *tunnel.Tunnel
-	existing *existing
-	store    *snapshot.Store
-}
-
 func party(e telemetry.Endpoint) Party {
 	p := Party{Address: e.Addr, Workload: e.Workload, Namespace: e.Namespace}
 	if !e.Identity.IsZero() {
@@ -83,7 +97,7 @@ func party(e telemetry.Endpoint) Party {
 	return p
 }
 
-func (c *connections) serve(w http.ResponseWriter, r *http.Request) {
+func (c *controls) serveConnections(w http.ResponseWriter, r *http.Request) {
 	all, total := c.tunnel.Connections(r.Context())
 	out := Connections{Total: total, Connections: make([]Connection, 0, len(all))}
 	for _, l := range all {
@@ -102,7 +116,7 @@ func security(s telemetry.SecurityPolicy) string {
 	return string(s)
 }
 
-func (c *connections) servePlaintext(w http.ResponseWriter, r *http.Request) {
+func (c *controls) servePlaintext(w http.ResponseWriter, r *http.Request) {
 	out := Plaintext{Connections: []PlaintextConnection{}}
 	workloads := c.store.Load().Workloads
 	named := func(a netip.AddrPort) Party {
@@ -135,6 +149,22 @@ func (c *connections) servePlaintext(w http.ResponseWriter, r *http.Request) {
 				Kind: KindPermissive, Pod: l.Pod, Direction: l.Direction.String(), Source: party(l.Src), Destination: party(l.Dst), Start: &l.Start,
 			})
 		}
+	}
+	serveJSON(w, out)
+}
+
+func (c *controls) serveRefused(w http.ResponseWriter, _ *http.Request) {
+	kept, total := c.refusals.List()
+	out := Refused{Total: total, Connections: make([]RefusedConnection, 0, len(kept))}
+	for _, k := range kept {
+		l := RefusedConnection{
+			Last: k.Last, Times: k.Times, Pod: k.Pod, Direction: k.Direction.String(), Source: party(k.Src), Destination: party(k.Dst),
+			Reason: string(k.Reason), Detail: k.Detail, Rule: k.Rule, PolicyVersion: k.PolicyVersion,
+		}
+		if k.Trace != ([16]byte{}) {
+			l.Trace = hex.EncodeToString(k.Trace[:])
+		}
+		out.Connections = append(out.Connections, l)
 	}
 	serveJSON(w, out)
 }

@@ -39,7 +39,9 @@ import (
 
 // Options is what the command line adds to the configuration.
 type Options struct {
-	Logger    *slog.Logger // required
+	Logger    *slog.Logger   // required
+	Level     *slog.LevelVar // the Logger's, to be changed; required
+	Lines     *Lines         // keeps what the Logger writes; required
 	Version   string
 	AccessLog io.Writer        // default: standard output
 	Reload    <-chan os.Signal // each value has the files read again at once; nil: none
@@ -107,6 +109,8 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	undo.add(access.Close)
 	metrics := telemetry.NewMetrics(telemetry.MetricsConfig{Version: opt.Version, Decisions: node.Counters, AccessLog: access})
 
+	recorder := &telemetry.Recorder{Metrics: metrics, Log: access, Refusals: &telemetry.Refusals{}}
+
 	maker, err := socket.New(node.Own)
 	if err != nil {
 		return err
@@ -117,7 +121,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		Snapshots:        decided.store,
 		Identity:         issuer,
 		Denied:           trusted.Denied,
-		Recorder:         &telemetry.Recorder{Metrics: metrics, Log: access},
+		Recorder:         recorder,
 		Logger:           log,
 		Probe:            redirect.IsProbe,
 		Loops:            cfg.Loops,
@@ -144,7 +148,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	metrics.Registry().MustRegister(beside)
 	decided.notify(beside.changed)
 
-	told := newDecisionLog(access.Record, decided.store, log, metrics.Registry())
+	told := newDecisionLog(recorder.Told, decided.store, log, metrics.Registry())
 
 	keeper := pod.NewKeeper(pod.Config{
 		Enroller: &enroller{node: node, sockets: maker, tunnel: tun, identity: issuer, modes: &decided.modes, existing: beside, told: told, log: log},
@@ -154,18 +158,16 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	metrics.Registry().MustRegister(podStates{keeper}, newPeerLimits(tun))
 	reports = newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust", "ca")
 
-	live := &connections{tunnel: tun, existing: beside, store: decided.store}
-	controls, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"),
-		admin.Mount{Pattern: "GET /status", Handler: &statusHandler{
-			cfg: cfg, version: opt.Version, cgroup: node.Cgroup(), memoryLimit: memory, started: started, ready: &ready,
-			keeper: keeper, reports: reports, store: decided.store, identity: issuer,
-		}},
-		admin.Mount{Pattern: "GET /connections", Handler: http.HandlerFunc(live.serve)},
-		admin.Mount{Pattern: "GET /connections/plaintext", Handler: http.HandlerFunc(live.servePlaintext)})
+	c := &controls{
+		cfg: cfg, version: opt.Version, cgroup: node.Cgroup(), memoryLimit: memory, started: started, ready: &ready,
+		level: opt.Level, lines: opt.Lines, keeper: keeper, reports: reports, store: decided.store, issuer: issuer,
+		trust: trusted, tunnel: tun, existing: beside, refusals: recorder.Refusals, metrics: metrics,
+	}
+	served, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"), c.mounts()...)
 	if err != nil {
 		return err
 	}
-	undo.add(controls.Close)
+	undo.add(served.Close)
 
 	undo.add(inBackground(ctx, issuer.Run))
 

@@ -121,10 +121,13 @@ func checkFiles(out io.Writer, c *config.Config) error {
 	return errors.Join(errs...)
 }
 
-// newLogger makes the daemon's own log.
-func newLogger(w io.Writer, c config.Log) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: c.Level, ReplaceAttr: withUnit}
-	if c.Format == config.FormatJSON || c.Format == config.FormatAuto && !telemetry.IsTerminal(w) {
+// newLogger makes the daemon's own log, in the form that w is for. Level is that of
+// the lines, and may change; copies get them too.
+func newLogger(w io.Writer, form config.Format, level slog.Leveler, copies ...io.Writer) *slog.Logger {
+	asJSON := form == config.FormatJSON || form == config.FormatAuto && !telemetry.IsTerminal(w)
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: withUnit}
+	w = io.MultiWriter(append(copies, w)...)
+	if asJSON {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -50,8 +51,12 @@ cleanup releases them.`,
 		signal.Notify(hangup, syscall.SIGHUP)
 		defer signal.Stop(hangup)
 		context.AfterFunc(ctx, stop) // a second signal ends at once
+		level, lines := &slog.LevelVar{}, &daemon.Lines{}
+		level.Set(c.Log.Level)
 		return daemon.Run(ctx, c, daemon.Options{
-			Logger:    newLogger(cmd.ErrOrStderr(), c.Log),
+			Logger:    newLogger(cmd.ErrOrStderr(), c.Log.Format, level, lines),
+			Level:     level,
+			Lines:     lines,
 			Version:   buildVersion(),
 			AccessLog: cmd.OutOrStdout(),
 			Reload:    hangup,
