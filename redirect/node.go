@@ -99,9 +99,6 @@ func Open(cfg Config) (_ *Node, err error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	if err := checkCapabilities(); err != nil {
-		return nil, fmt.Errorf("redirect connections: %w", err)
-	}
 	n := &Node{cfg: cfg, pods: map[uint64]*Pod{}, foreign: map[ebpf.ProgramID]bool{}}
 	defer func() {
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/daemon"
+	"github.com/culvert-mesh/culvert/privilege"
 )
 
 func runCommand() *cobra.Command {
@@ -41,6 +42,9 @@ cleanup releases them.`,
 		}
 		if uid := os.Geteuid(); uid != 0 {
 			return fmt.Errorf("run data plane: needs root, runs as user %d: start it with sudo, or as a privileged container", uid)
+		}
+		if err := privilege.Check(); err != nil {
+			return fmt.Errorf("run data plane: %w", err)
 		}
 		// A reader of the access log that goes away is an error of a write, and
 		// not the end of everybody's connections.

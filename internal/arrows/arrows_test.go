@@ -128,8 +128,8 @@ var rules = []rule{
 		only: []string{"identity", "policy", "config/strict"},
 	},
 	{
-		why:  "namespaces, addresses and files are below everything",
-		of:   []string{"internal/netns", "internal/input", "internal/cli", "bpf"},
+		why:  "namespaces, addresses, files and privileges are below everything",
+		of:   []string{"internal/netns", "internal/input", "internal/cli", "bpf", "privilege"},
 		only: []string{},
 	},
 	{

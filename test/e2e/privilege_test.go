@@ -17,6 +17,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/internal/netns"
+	"github.com/culvert-mesh/culvert/privilege"
 	"github.com/vishvananda/netlink"
 )
 
@@ -50,11 +51,11 @@ func TestMissingCapability(t *testing.T) {
 		t.Cleanup(func() { kill.Stop(); cmd.Process.Kill() })
 		return cmd, &stderr
 	}
-	for name, lacking := range map[string][]uintptr{
-		"CAP_NET_ADMIN":                   {unix.CAP_NET_ADMIN},
-		"CAP_SYS_ADMIN":                   {unix.CAP_SYS_ADMIN},
-		"CAP_NET_ADMIN and CAP_SYS_ADMIN": {unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN},
-	} {
+	without := map[string][]uintptr{"CAP_NET_ADMIN and CAP_SYS_ADMIN": {unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN}}
+	for _, c := range privilege.Needed() {
+		without[c.Name] = []uintptr{uintptr(c.Number)}
+	}
+	for name, lacking := range without {
 		t.Run(name, func(t *testing.T) {
 			e := e.in(t)
 			cmd, stderr := start(lacking...)
