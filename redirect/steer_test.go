@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/socket"
 )
@@ -39,10 +38,9 @@ func both(t *testing.T, f func(w *world, f family)) {
 	}
 }
 
-// atOnce bounds a refusal. An emulated machine says by how much it is slower.
+// atOnce bounds a refusal.
 func atOnce() time.Duration {
-	slowness, _ := strconv.Atoi(os.Getenv("CULVERT_TEST_SLOWNESS"))
-	return 50 * time.Millisecond * time.Duration(max(slowness, 1))
+	return 50 * time.Millisecond * lab.Slowness()
 }
 
 // refused checks that f fails as a closed port does, at once.

@@ -147,6 +147,7 @@ func (c badFile) spoil(path, good string) error {
 // Each wrong file gives one error, by check and at the start, in which the file,
 // the place and the mend are; and changes nothing.
 func TestBadInput(t *testing.T) {
+	userSpace(t)
 	s := readSaid(t)
 	e := setup(t)
 	n := e.Nodes[0]

@@ -19,6 +19,7 @@ import (
 // nothing. Above its part of the node's memory the streams are reset; what
 // drains, and everybody else, does not notice.
 func TestWindowBudget(t *testing.T) {
+	userSpace(t)
 	const memory = 8                         // MiB, of which half may be queued
 	const part = float64(memory<<20) / 2 / 4 // and a quarter of that of one peer
 	e := setup(t)

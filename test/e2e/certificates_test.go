@@ -79,6 +79,7 @@ func (e *env) presented(by *testca.CA, from, to *lab.Pod) []*x509.Certificate {
 // TestRenewalUnderLoad: certificates are renewed, and end, several times under
 // requests, and none fails.
 func TestRenewalUnderLoad(t *testing.T) {
+	userSpace(t)
 	life, whole, rate := 4*time.Second, 15*time.Second, 100
 	soaking := os.Getenv(soak) != ""
 	if soaking {
@@ -175,6 +176,7 @@ func certificates(e *env, path string) []*x509.Certificate {
 // make nothing new is carried, with the reason at the end whose certificate it is;
 // what is open goes on, and it recovers by itself.
 func TestStoppedAuthority(t *testing.T) {
+	userSpace(t)
 	for name, side := range map[string]struct {
 		node     int
 		reporter string
@@ -253,6 +255,7 @@ func (e *env) ended(d *lab.Daemon) func() error {
 // both are trusted, then the new one signs, then the old one goes. Nothing restarts,
 // and no request fails.
 func TestRootRotation(t *testing.T) {
+	userSpace(t)
 	e, d := identified(t, 4*time.Second, nil)
 	td := spiffeid.RequireTrustDomainFromString(lab.TrustDomain)
 	old := e.authority()
@@ -320,6 +323,7 @@ func TestRootRotation(t *testing.T) {
 // TestRevocation: a deny list takes effect without a restart, on what is open too,
 // and a broken one changes nothing.
 func TestRevocation(t *testing.T) {
+	userSpace(t)
 	e, d := identified(t, time.Hour, nil)
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)

@@ -24,6 +24,7 @@ import (
 // TestExpiredSession: nothing new rests on a certificate whose time is over; what
 // is open goes on.
 func TestExpiredSession(t *testing.T) {
+	userSpace(t)
 	life := scaled(2500 * time.Millisecond) // to the second below
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	app, err := m.Pod(2, 1).Echo(8080)
@@ -86,6 +87,7 @@ func TestExpiredSession(t *testing.T) {
 // TestNoIdentityBeforeHandshake: who a peer says that it is stands in no line of
 // the access log and is not let in, as long as it has not proven it.
 func TestNoIdentityBeforeHandshake(t *testing.T) {
+	userSpace(t)
 	c := newPeerCheck(t)
 	c.run("")
 	families(t, func(t *testing.T, family int) {
@@ -122,6 +124,7 @@ func TestNoIdentityBeforeHandshake(t *testing.T) {
 // hears the alert and an orderly end, which outlasts a segment that is lost. A
 // reset would not.
 func TestRefusalIsHeard(t *testing.T) {
+	userSpace(t)
 	c := newPeerCheck(t)
 	c.run("")
 	families(t, func(t *testing.T, family int) {
@@ -156,6 +159,7 @@ func TestRefusalIsHeard(t *testing.T) {
 
 // TestNoResumption: no ticket, no name, each handshake a whole one.
 func TestNoResumption(t *testing.T) {
+	userSpace(t)
 	c := newPeerCheck(t)
 	c.run("")
 	cache := new(tickets)
@@ -251,6 +255,7 @@ func (c *tickets) count() int {
 
 // TestKeyExchange: a hybrid one where the peer has it.
 func TestKeyExchange(t *testing.T) {
+	userSpace(t)
 	c := newPeerCheck(t)
 	c.run("")
 	for _, tc := range []struct {

@@ -74,6 +74,7 @@ func TestPlainBytesOnHBONE(t *testing.T) {
 
 // TestStatus: requests on a good session that are not to be carried.
 func TestStatus(t *testing.T) {
+	userSpace(t)
 	e := setup(t)
 	file := filepath.Join(e.Nodes[1].Dir, "policy.yaml")
 	denied := e.Pod(1, 2)
@@ -251,6 +252,7 @@ func sameNode(e *env, family int) netip.AddrPort {
 
 // TestForwardedIsNotTrusted: what a peer says of its client is information.
 func TestForwardedIsNotTrusted(t *testing.T) {
+	userSpace(t)
 	e, daemons := mesh(t)
 	stranger, server := e.Pod(1, 3), e.Pod(2, 1)
 	app, err := server.Echo(8080)

@@ -9,6 +9,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -32,6 +33,18 @@ const hbonePort = 15008
 // ztunnel is the daemon's binary, built by TestMain unless it is given: a machine
 // without Go can run these tests too.
 var ztunnel string
+
+// kernelOnly is for machines that are run for their kernel, and are slow.
+var kernelOnly = flag.Bool("kernel", false, "skip what is decided in user space")
+
+// userSpace begins a test of what is decided in user space, on sockets that other
+// tests try: no kernel changes it.
+func userSpace(t *testing.T) {
+	t.Helper()
+	if *kernelOnly {
+		t.Skip("decided in user space; asked for was what a kernel may change")
+	}
+}
 
 func TestMain(m *testing.M) {
 	if address := os.Getenv(echoAt); address != "" {

@@ -55,6 +55,7 @@ func memoryGroup(t *testing.T, limit int) (dir, peak string) {
 // A daemon in a cgroup of 256 MB keeps to it, and says so: thousands of
 // connections with bytes in flight do not get it killed.
 func TestMemoryLimit(t *testing.T) {
+	userSpace(t)
 	const limit, connections = 256 << 20, 2000
 	group, peak := memoryGroup(t, limit)
 	wrapped := filepath.Join(t.TempDir(), "ztunnel") // goes after the lab, which cleans up with it

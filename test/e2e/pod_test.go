@@ -238,6 +238,7 @@ func TestNothingLeaks(t *testing.T) {
 // TestRenewal: certificates are renewed, new sessions have the new ones, and live
 // ones go on.
 func TestRenewal(t *testing.T) {
+	userSpace(t)
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	for i, n := range m.Nodes { // again, with short lives
 		m.must(m.daemons[i].Stop(m.ctx))

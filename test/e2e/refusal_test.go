@@ -295,6 +295,7 @@ func (c *peerCheck) nothingOn(wire *capture.Capture) {
 
 // TestPeerCheck: every refusal of the peer check, at either end.
 func TestPeerCheck(t *testing.T) {
+	userSpace(t)
 	c := newPeerCheck(t)
 
 	// The control of the witness: with no daemon it sees the marker.
@@ -440,6 +441,7 @@ func trustRoots(domain, file string) string {
 // TestForeignRoots: two daemons of which each is in order, and whose roots are
 // not the same.
 func TestForeignRoots(t *testing.T) {
+	userSpace(t)
 	e := setup(t)
 	foreign, err := testca.New(lab.TrustDomain)
 	e.must(err)

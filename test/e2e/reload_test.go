@@ -210,6 +210,7 @@ func TestReload(t *testing.T) {
 
 // SIGHUP reads the files at once, and the daemon lives.
 func TestHangup(t *testing.T) {
+	userSpace(t)
 	e, d := mesh(t)
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)
@@ -272,6 +273,7 @@ func TestEnrolRunning(t *testing.T) {
 
 // A denial reaches a connection that lives; one of another identity stays.
 func TestDenialReachesLiveConnections(t *testing.T) {
+	userSpace(t)
 	families(t, func(t *testing.T, family int) {
 		e, d := ruled(t)
 		app, err := e.Pod(2, 1).Echo(8080)
@@ -300,6 +302,7 @@ func TestDenialReachesLiveConnections(t *testing.T) {
 
 // Many more connections than a turn takes are all rechecked.
 func TestDenialReachesManyConnections(t *testing.T) {
+	userSpace(t)
 	const many = 1200
 	e, d := ruled(t)
 	app, err := e.Pod(2, 1).Echo(8080)
@@ -330,6 +333,7 @@ func TestDenialReachesManyConnections(t *testing.T) {
 // A broken file changes nothing, is counted and named with its line, and is taken
 // once it is mended.
 func TestBrokenFileKeepsTheState(t *testing.T) {
+	userSpace(t)
 	e, d := ruled(t)
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)

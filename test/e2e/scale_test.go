@@ -95,6 +95,7 @@ func descriptors(t *testing.T, n uint64) {
 // TestTenThousandAtOnce: so many connections through one pair of pods are open at
 // the same time, and each is its own.
 func TestTenThousandAtOnce(t *testing.T) {
+	userSpace(t)
 	const n, workers = 10000, 64
 	descriptors(t, n+4000)
 	e := setup(t)

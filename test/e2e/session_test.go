@@ -36,6 +36,7 @@ func tunnelSettings(times map[string]any) lab.DaemonConfig {
 
 // TestNoEarlyData: what the application says waits for the 200.
 func TestNoEarlyData(t *testing.T) {
+	userSpace(t)
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	families(t, func(t *testing.T, family int) {
 		m := m.in(t)
@@ -61,6 +62,7 @@ func TestNoEarlyData(t *testing.T) {
 // TestStatusOfPeer: a status that is not 200 is a reset for the application, and
 // nothing of its data is sent.
 func TestStatusOfPeer(t *testing.T) {
+	userSpace(t)
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	families(t, func(t *testing.T, family int) {
 		m := m.in(t)
@@ -92,6 +94,7 @@ func TestStatusOfPeer(t *testing.T) {
 // TestGoAway: a session that the peer drains takes nothing new, and its streams
 // go on.
 func TestGoAway(t *testing.T) {
+	userSpace(t)
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	families(t, func(t *testing.T, family int) {
 		m := m.in(t)
@@ -130,6 +133,7 @@ func TestGoAway(t *testing.T) {
 // TestGoAwayOfUnprocessed: streams above the last one named were not processed,
 // and are tried on another session.
 func TestGoAwayOfUnprocessed(t *testing.T) {
+	userSpace(t)
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	families(t, func(t *testing.T, family int) {
 		m := m.in(t)
@@ -154,6 +158,7 @@ func TestGoAwayOfUnprocessed(t *testing.T) {
 // TestPeerStreamLimit: a peer that takes few streams gets few; the rest go to a
 // sibling.
 func TestPeerStreamLimit(t *testing.T) {
+	userSpace(t)
 	for _, limit := range []uint32{2, 100} {
 		t.Run(strconv.Itoa(int(limit)), func(t *testing.T) {
 			m := newPeerMesh(t, lab.DaemonConfig{}, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: limit})
@@ -176,6 +181,7 @@ func TestPeerStreamLimit(t *testing.T) {
 
 // TestManyStreams: far more than a hundred streams share one handshake.
 func TestManyStreams(t *testing.T) {
+	userSpace(t)
 	m, d := mesh(t)
 	app, err := m.Pod(2, 1).Echo(8080)
 	m.must(err)
@@ -200,6 +206,7 @@ func TestManyStreams(t *testing.T) {
 // TestOneDial: connections that come while a session is being opened wait for
 // it.
 func TestOneDial(t *testing.T) {
+	userSpace(t)
 	e, d := mesh(t)
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)
@@ -267,6 +274,7 @@ func TestDeadPeer(t *testing.T) {
 
 // TestIdleSession: a session without streams is closed in good order.
 func TestIdleSession(t *testing.T) {
+	userSpace(t)
 	idle := scaled(400 * time.Millisecond)
 	m := newPeerMesh(t, tunnelSettings(map[string]any{"idle": idle.String()}))
 	families(t, func(t *testing.T, family int) {

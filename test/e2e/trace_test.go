@@ -25,6 +25,7 @@ func (e *env) whole(from *lab.Pod, to netip.AddrPort) {
 // TestBaggage: a source that is in no file of the destination's node has the name
 // that its own node gives it, within its own namespace.
 func TestBaggage(t *testing.T) {
+	userSpace(t)
 	e := setup(t)
 	var d []*lab.Daemon
 	for i, n := range e.Nodes {
@@ -81,6 +82,7 @@ func TestBaggage(t *testing.T) {
 
 // TestTraceparent: both lines of one connection have its trace.
 func TestTraceparent(t *testing.T) {
+	userSpace(t)
 	e, d := mesh(t)
 	stranger, client, server := e.Pod(1, 3), e.Pod(1, 1), e.Pod(2, 1)
 	app, err := server.Echo(8080)

@@ -27,6 +27,7 @@ import (
 
 // TestFramesFillRecords: a full DATA frame and its header are one full record.
 func TestFramesFillRecords(t *testing.T) {
+	userSpace(t)
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	const (
 		full   = 16375             // bytes of data
@@ -64,6 +65,7 @@ func TestFramesFillRecords(t *testing.T) {
 
 // TestWindowGrows: a stream's receive window follows what its application takes.
 func TestWindowGrows(t *testing.T) {
+	userSpace(t)
 	const total = 16 << 20
 	// download sends as much as the windows allow, and returns the largest window
 	// that the stream had, and how much it was.
@@ -106,6 +108,7 @@ func TestWindowGrows(t *testing.T) {
 
 // TestManyConnections: each of many is whole.
 func TestManyConnections(t *testing.T) {
+	userSpace(t)
 	e, d := mesh(t)
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)

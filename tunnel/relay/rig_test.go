@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/tunnel/h2"
 	"github.com/culvert-mesh/culvert/tunnel/loop"
 	"github.com/culvert-mesh/culvert/tunnel/record"
@@ -24,7 +25,7 @@ import (
 )
 
 // patience is how long anything may take that is expected to happen.
-const patience = 20 * time.Second
+var patience = 20 * time.Second * lab.Slowness()
 
 // rigConfig says what a rig is made of.
 type rigConfig struct {
