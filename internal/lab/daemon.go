@@ -63,6 +63,8 @@ type DaemonConfig struct {
 	Workloads []Workload
 	// Pods are those that the daemon enrols. Nil: all of the node.
 	Pods []*Pod
+	// Sidecar has the daemon run in the namespace of its only pod, with files of its own, and not in the node's.
+	Sidecar bool
 	// Settings are keys of the configuration file that replace the lab's own, for example
 	// {"mesh": map[string]any{"cidrs": []string{}}}.
 	Settings map[string]any
@@ -75,15 +77,25 @@ type Daemon struct {
 	// ConfigFile is what the daemon was started with; AccessLogFile is its standard output, LogFile its standard error.
 	ConfigFile, AccessLogFile, LogFile string
 
-	binary string
-	client *http.Client
+	binary, runDir string
+	client         *http.Client
 }
 
 // RunDir is the run directory of the node's daemon, unless DaemonConfig's Settings name another.
-func (n *Node) RunDir() string { return filepath.Join(n.Dir, "run") }
+func (n *Node) RunDir() string { return runDir(n.Dir) }
 
-// RunDir is that of the daemon's node.
-func (d *Daemon) RunDir() string { return d.Node.RunDir() }
+func runDir(dir string) string { return filepath.Join(dir, "run") }
+
+// RunDir is the daemon's run directory, unless DaemonConfig's Settings name another.
+func (d *Daemon) RunDir() string { return d.runDir }
+
+// dir is where the daemon's files are.
+func (n *Node) dir(cfg DaemonConfig) string {
+	if cfg.Sidecar {
+		return filepath.Join(n.Dir, cfg.Pods[0].Name)
+	}
+	return n.Dir
+}
 
 // StartDaemon writes the node's configuration, starts the binary and waits until it is ready. The lab stops it.
 func (n *Node) StartDaemon(ctx context.Context, cfg DaemonConfig) (*Daemon, error) {
@@ -100,12 +112,17 @@ func (n *Node) StartDaemon(ctx context.Context, cfg DaemonConfig) (*Daemon, erro
 
 // LaunchDaemon is StartDaemon without the wait.
 func (n *Node) LaunchDaemon(cfg DaemonConfig) (*Daemon, error) {
+	dir, start, do := n.dir(cfg), n.Start, n.Do
+	if cfg.Sidecar {
+		start, do = cfg.Pods[0].Start, cfg.Pods[0].Do
+	}
 	d := &Daemon{
 		Node:          n,
-		ConfigFile:    filepath.Join(n.Dir, "config.yaml"),
-		AccessLogFile: filepath.Join(n.Dir, "access.log"),
-		LogFile:       filepath.Join(n.Dir, "ztunnel.log"),
-		client:        httpClient(n.Do, false),
+		ConfigFile:    filepath.Join(dir, "config.yaml"),
+		AccessLogFile: filepath.Join(dir, "access.log"),
+		LogFile:       filepath.Join(dir, "ztunnel.log"),
+		runDir:        runDir(dir),
+		client:        httpClient(do, false),
 	}
 	var err error
 	if d.binary, err = filepath.Abs(cfg.Binary); err != nil {
@@ -126,7 +143,7 @@ func (n *Node) LaunchDaemon(cfg DaemonConfig) (*Daemon, error) {
 		defer f.Close() // the child has its own
 		*to = f
 	}
-	if d.Process, err = n.Start(cmd); err != nil {
+	if d.Process, err = start(cmd); err != nil {
 		return nil, fmt.Errorf("start daemon on %s: %w", n.Name, err)
 	}
 	n.daemons = append(n.daemons, d)
@@ -142,13 +159,17 @@ func (n *Node) Configure(cfg DaemonConfig) error {
 	if cfg.Pods == nil {
 		cfg.Pods = n.Pods
 	}
-	caDir := filepath.Join(n.Dir, "ca")
+	dir := n.dir(cfg)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	caDir := filepath.Join(dir, "ca")
 	if err := n.lab.giveAuthority(caDir); err != nil {
 		return err
 	}
 	settings := map[string]any{
 		"node":        map[string]any{"name": n.Name},
-		"runDir":      n.RunDir(),
+		"runDir":      runDir(dir),
 		"trustDomain": TrustDomain,
 		"identity":    map[string]any{"ca": map[string]any{"dir": caDir}},
 		"workloads":   map[string]any{"file": "workloads.yaml"},
@@ -158,8 +179,8 @@ func (n *Node) Configure(cfg DaemonConfig) error {
 		"accessLog":   map[string]any{"format": "json"},
 		"log":         map[string]any{"format": "text", "level": "info"},
 	}
-	if n.lab.cfg.Cgroup != "" {
-		settings["cgroup"] = n.lab.cfg.Cgroup
+	if n.lab.cgroup != "" {
+		settings["cgroup"] = n.lab.cgroup
 	}
 	maps.Copy(settings, cfg.Settings)
 
@@ -175,7 +196,7 @@ func (n *Node) Configure(cfg DaemonConfig) error {
 		"workloads.yaml": map[string]any{"workloads": cfg.Workloads},
 		"pods.yaml":      map[string]any{"pods": pods},
 	} {
-		if err := writeYAML(filepath.Join(n.Dir, name), content); err != nil {
+		if err := writeYAML(filepath.Join(dir, name), content); err != nil {
 			return err
 		}
 	}

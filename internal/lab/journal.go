@@ -155,7 +155,7 @@ func undo(ctx context.Context, dir string) error {
 		return err
 	}
 	var errs []error
-	for _, word := range []string{"process", "cleanup", "netns"} {
+	for _, word := range []string{"process", "cleanup", "netns", "cgroup"} {
 		for _, e := range slices.Backward(entries) {
 			if e[0] != word {
 				continue
@@ -172,6 +172,8 @@ func undo(ctx context.Context, dir string) error {
 				if err := netns.DeleteNamed(e[1]); err != nil {
 					errs = append(errs, fmt.Errorf("delete namespace %s: %w", e[1], err))
 				}
+			case "cgroup":
+				errs = append(errs, removeCgroup(ctx, e[1]))
 			}
 		}
 	}

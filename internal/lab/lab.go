@@ -45,9 +45,9 @@ type Config struct {
 	PodsPerNode int
 	// Prefix begins the names of namespaces and of the state directory; Sweep goes by it. Empty: "culvert".
 	Prefix string
-	// Cgroup is the cgroup v2 directory below which the daemons look for the pods' processes. Empty: the daemon's
-	// default.
-	Cgroup string
+	// OwnCgroup has the lab's processes live in a cgroup v2 of the lab, which is the one that its daemons hook: no other
+	// process of the machine meets their hooks. Off: the daemons hook the root.
+	OwnCgroup bool
 }
 
 // Lab is a set of nodes, connected pairwise.
@@ -60,6 +60,7 @@ type Lab struct {
 
 	cfg     Config
 	journal *journal
+	cgroup  string // the directory, with OwnCgroup
 
 	mu     sync.Mutex // guards what follows
 	apps   []*App
@@ -129,6 +130,11 @@ func (l *Lab) build(ctx context.Context) error {
 	var err error
 	if l.journal, err = openJournal(l.Dir); err != nil {
 		return err
+	}
+	if l.cfg.OwnCgroup {
+		if err := l.makeCgroup(); err != nil {
+			return err
+		}
 	}
 	for i := 1; i <= l.cfg.Nodes; i++ {
 		if err := ctx.Err(); err != nil {

@@ -5,6 +5,7 @@ package lab
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -185,6 +186,33 @@ func TestStartEntersTheNetworkOnly(t *testing.T) {
 	ours := func(name string) string { s, _ := os.Readlink("/proc/self/ns/" + name); return s }
 	if len(lines) < 3 || lines[0] == ours("net") || lines[1] != ours("mnt") || !strings.Contains(lines[2], p.V4.String()) {
 		t.Errorf("the process saw:\n%s", b)
+	}
+}
+
+// With a cgroup of its own a lab's processes live in it, and it goes with the lab.
+func TestOwnCgroup(t *testing.T) {
+	root := CgroupRoot()
+	if root == "" {
+		t.Skip("cgroup v2 is not mounted here")
+	}
+	l, err := New(t.Context(), Config{Prefix: "culverttest", OwnCgroup: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, l.ID)
+	proc, err := l.Pod(1, 1).Start(exec.Command("sleep", "60"))
+	if err == nil {
+		var members []byte
+		members, err = os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if got := strings.TrimSpace(string(members)); got != fmt.Sprint(proc.PID()) {
+			t.Errorf("in the cgroup are %q, want %d", got, proc.PID())
+		}
+	}
+	if err := errors.Join(err, l.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Errorf("left behind: %s", dir)
 	}
 }
 

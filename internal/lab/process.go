@@ -32,6 +32,14 @@ func (l *Lab) start(ns *netns.NS, cmd *exec.Cmd) (*Process, error) {
 	}
 	// A process group of its own: Ctrl-C is for the maker of the lab, who ends its processes in order.
 	cmd.SysProcAttr.Setpgid = true
+	if l.cgroup != "" {
+		g, err := os.Open(l.cgroup)
+		if err != nil {
+			return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
+		}
+		defer g.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(g.Fd())
+	}
 	// The child is forked from the thread that runs this function, and inherits its network namespace.
 	if err := ns.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)

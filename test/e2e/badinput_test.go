@@ -68,7 +68,7 @@ var moment = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
 func (s *said) holds(t *testing.T, kind, name, dir, err string) {
 	t.Helper()
 	err = moment.ReplaceAllString(strings.ReplaceAll(err, dir+"/", ""), "(time)")
-	if root := cgroup2(); root != "" {
+	if root := lab.CgroupRoot(); root != "" {
 		err = strings.ReplaceAll(err, root, "(cgroup2)")
 	}
 	s.mu.Lock()
@@ -78,17 +78,6 @@ func (s *said) holds(t *testing.T, kind, name, dir, err string) {
 	if want := s.page[key]; err != want && !*rewrite {
 		t.Errorf("%s\ngot  %s\nwant %s", key, err, want)
 	}
-}
-
-// cgroup2 is where cgroup v2 is mounted.
-func cgroup2() string {
-	mounts, _ := os.ReadFile("/proc/self/mounts")
-	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
-			return f[1]
-		}
-	}
-	return ""
 }
 
 // write is what -rewrite does.
