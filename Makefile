@@ -29,9 +29,12 @@ soak: ## certificates of 20 s life under 500 requests a second, five minutes, an
 	mkdir -p out
 	$(SUDO) env "PATH=$$PATH" CULVERT_SOAK=1 sh -c '$(GO) test -count=1 -v -timeout 120m ./test/hostile >out/hostile-soak.txt 2>&1; s=$$?; grep -v "^=== " out/hostile-soak.txt; exit $$s'
 
-bench-quick: build ## direct TCP beside Culvert, ratios; under 3 minutes (needs root)
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./test/bench
-	$(SUDO) bin/bench -ztunnel bin/ztunnel -quick
+bin/bench: build
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./test/bench
+
+bench-quick: bin/bench ## direct TCP, Culvert and Envoy's sidecars, with ratios; 3 minutes (needs root, iptables)
+	[ -n "$$PEER_ENVOY" ] || scripts/peers
+	$(SUDO) env "PATH=$$PATH" "PEER_ENVOY=$$PEER_ENVOY" bin/bench quick $(BENCHFLAGS)
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME each

@@ -12,10 +12,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A connection begins with a header that says what the server is to do with
@@ -27,6 +30,10 @@ const (
 	headerLen  = 8
 	bulkBuf    = 256 << 10 // bytes of one read or write in bulk
 )
+
+func header(mode byte, size int) []byte {
+	return binary.BigEndian.AppendUint32([]byte{mode, 0, 0, 0}, uint32(size))
+}
 
 // result is what a load prints.
 type result struct {
@@ -104,12 +111,14 @@ func serveConn(c *net.TCPConn) {
 
 // load is one kind of work.
 type load struct {
-	Mode  byte
-	Conns int
-	Size  int
-	Churn bool // a connection per message
-	For   time.Duration
-	Idle  bool // open the connections, exchange once, hold them until stdin ends
+	Mode    byte
+	Conns   int
+	Size    int
+	Churn   bool // a connection per message
+	For     time.Duration
+	Idle    bool   // open the connections, exchange once, hold them until stdin ends
+	Message string // what is sent, in place of zeros
+	Rate    int    // messages a second over all connections, answered or not; 0: each after the last one's answer
 }
 
 // loadMain is the client's process.
@@ -140,7 +149,7 @@ func (l load) run(addr netip.AddrPort) (result, error) {
 	var failed atomic.Pointer[error]
 	var all sync.WaitGroup
 	for i := range workers {
-		workers[i] = &worker{load: l, addr: addr}
+		workers[i] = &worker{load: l, addr: addr, due: make(chan time.Time, maxDue)}
 		if !l.Churn {
 			if err := workers[i].open(); err != nil {
 				return result{}, err
@@ -154,6 +163,13 @@ func (l load) run(addr netip.AddrPort) (result, error) {
 	}
 	start := time.Now()
 	end := start.Add(l.For)
+	if l.Rate > 0 {
+		all.Go(func() {
+			if err := pace(workers, l.Rate, start, end); err != nil {
+				failed.Store(&err)
+			}
+		})
+	}
 	for _, w := range workers {
 		all.Go(func() {
 			if err := w.work(end); err != nil {
@@ -190,6 +206,49 @@ type worker struct {
 	ops   int
 	bytes int64
 	lat   []time.Duration
+	due   chan time.Time // when the messages were to be sent, at a fixed rate
+}
+
+// maxDue is how many messages of a connection wait for their answers at a fixed rate.
+const maxDue = 1 << 12
+
+// pace sends messages over the connections in turn, each when it is due. What
+// is late is sent at once: a message's time counts from when it was due, or a
+// path that stands still would not be asked meanwhile, and look better for it.
+func pace(workers []*worker, rate int, start, end time.Time) error {
+	defer func() {
+		for _, w := range workers {
+			close(w.due)
+		}
+	}()
+	// Go's own timers are a millisecond apart where nothing else happens.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	message := make([]byte, workers[0].Size)
+	for i := 0; ; i++ {
+		due := start.Add(time.Duration(i) * time.Second / time.Duration(rate))
+		if !due.Before(end) {
+			return nil
+		}
+		for wait := time.Until(due); wait > 0; wait = time.Until(due) {
+			ts := unix.NsecToTimespec(int64(wait))
+			if err := unix.Nanosleep(&ts, nil); err != nil && err != unix.EINTR {
+				return err
+			}
+		}
+		w := workers[i%len(workers)]
+		select {
+		case w.due <- due:
+		default:
+			return fmt.Errorf("%d messages of a connection wait for their answers: the path cannot do %d a second", maxDue, rate)
+		}
+		if _, err := w.c.Write(message); err != nil {
+			return err
+		}
+	}
 }
 
 func (w *worker) open() error {
@@ -202,10 +261,7 @@ func (w *worker) open() error {
 		return err
 	}
 	w.c = c.(*net.TCPConn)
-	var h [headerLen]byte
-	h[0] = w.Mode
-	binary.BigEndian.PutUint32(h[4:], uint32(w.Size))
-	if _, err := w.c.Write(h[:]); err != nil {
+	if _, err := w.c.Write(header(w.Mode, w.Size)); err != nil {
 		return err
 	}
 	if w.Mode == modeEcho {
@@ -217,6 +273,7 @@ func (w *worker) open() error {
 func (w *worker) exchange() error {
 	if w.buf == nil {
 		w.buf = make([]byte, w.Size)
+		copy(w.buf, w.Message)
 	}
 	if _, err := w.c.Write(w.buf); err != nil {
 		return err
@@ -226,8 +283,18 @@ func (w *worker) exchange() error {
 }
 
 func (w *worker) work(end time.Time) error {
-	switch w.Mode {
-	case modeEcho:
+	switch {
+	case w.Rate > 0:
+		for due := range w.due {
+			if _, err := io.ReadFull(w.c, w.buf); err != nil {
+				return fmt.Errorf("after %d operations: %w", w.ops, err)
+			}
+			w.lat = append(w.lat, time.Since(due))
+			w.ops++
+			w.bytes += int64(2 * w.Size)
+		}
+		return nil
+	case w.Mode == modeEcho:
 		for time.Now().Before(end) {
 			t := time.Now()
 			var err error
@@ -246,7 +313,7 @@ func (w *worker) work(end time.Time) error {
 			w.bytes += int64(2 * w.Size)
 		}
 		return nil
-	case modeSink:
+	case w.Mode == modeSink:
 		buf := make([]byte, bulkBuf)
 		for time.Now().Before(end) {
 			n, err := w.c.Write(buf)
@@ -256,7 +323,7 @@ func (w *worker) work(end time.Time) error {
 			}
 		}
 		return nil
-	case modeSource:
+	case w.Mode == modeSource:
 		buf := make([]byte, bulkBuf)
 		for time.Now().Before(end) {
 			n, err := w.c.Read(buf)

@@ -4,154 +4,175 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
-	"text/tabwriter"
+	"syscall"
 	"time"
+
+	"github.com/culvert-mesh/culvert/internal/cli"
 )
 
-// work is a row of the table.
-type work struct {
-	name string
-	load load
-	bulk bool // Gbit/s and seconds per GB, not operations
+// bench is a run: the sites of all paths, at the same time on one machine, of
+// which one works at a time.
+type bench struct {
+	options
+	sites  []*site
+	report *report
 }
 
-func works(each time.Duration) []work {
-	return []work{
-		{"1 bulk stream up", load{Mode: modeSink, Conns: 1, For: each}, true},
-		{"1 bulk stream down", load{Mode: modeSource, Conns: 1, For: each}, true},
-		{"8 bulk streams up", load{Mode: modeSink, Conns: 8, For: each}, true},
-		{"64 B, 1 connection", load{Mode: modeEcho, Conns: 1, Size: 64, For: each}, false},
-		{"64 B, 32 connections", load{Mode: modeEcho, Conns: 32, Size: 64, For: each}, false},
-		{"16 KB, 32 connections", load{Mode: modeEcho, Conns: 32, Size: 16 << 10, For: each}, false},
-		{"connect, request, close, 8", load{Mode: modeEcho, Conns: 8, Size: 64, Churn: true, For: each}, false},
+func newBench(ctx context.Context, o options) (b *bench, err error) {
+	if err := sweep(ctx); err != nil {
+		return nil, err
 	}
-}
-
-// row has a work's medians on one path.
-type row struct {
-	gbit, perSec float64
-	p50, p99     time.Duration
-	cpuPerGB     float64       // seconds
-	cpuPerOp     time.Duration // of both daemons
-}
-
-func summary(s []sample) row {
-	var gbit, rate, perGB []float64
-	var p50, p99, perOp []time.Duration
-	for _, x := range s {
-		sec := x.Elapsed.Seconds()
-		gbit = append(gbit, float64(x.Bytes)*8/1e9/sec)
-		rate = append(rate, float64(x.Ops)/sec)
-		perGB = append(perGB, x.cpu.Seconds()/(float64(max(x.Bytes, 1))/1e9))
-		perOp = append(perOp, x.cpu/time.Duration(max(x.Ops, 1)))
-		p50, p99 = append(p50, x.P50), append(p99, x.P99)
+	limit, err := raiseFiles()
+	if err != nil {
+		return nil, err
 	}
-	return row{median(gbit), median(rate), median(p50), median(p99), median(perGB), median(perOp)}
-}
-
-func (b *bench) run(ctx context.Context, rounds, idle int, only string) error {
-	list := works(b.each)
-	direct, culvert := make([][]sample, len(list)), make([][]sample, len(list))
-	var beside, besideDirect []besides
-	for round := range rounds {
-		for i, w := range list {
-			if !strings.Contains(w.name, only) {
-				continue
+	// A sidecar has two descriptors for each connection.
+	const others = 1000
+	o.idle = min(o.idle, (limit-others)/2)
+	chosen, err := o.binaries.choose(o.paths)
+	if err != nil {
+		return nil, err
+	}
+	b = &bench{options: o, report: newReport(o)}
+	for _, p := range chosen {
+		entry := pathEntry{Name: p.name, Missing: p.path.missing()}
+		if entry.Missing == "" {
+			b.progress("set up %s", p.name)
+			entry.About = p.path.about()
+			s, err := openSite(ctx, p)
+			if err != nil {
+				return nil, errors.Join(err, b.close())
 			}
-			for _, p := range []struct {
-				path path
-				to   *[]sample
-			}{{b.direct, &direct[i]}, {b.culvert, &culvert[i]}} {
+			b.sites = append(b.sites, s)
+			entry.Wire = s.wire
+		}
+		b.report.Paths = append(b.report.Paths, entry)
+	}
+	return b, nil
+}
+
+// raiseFiles gives this process, and those that it starts, as many descriptors as
+// it may have.
+func raiseFiles() (int, error) {
+	var l syscall.Rlimit
+	err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l)
+	if err == nil {
+		l.Cur = l.Max
+		err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("raise the limit of open files: %w", err)
+	}
+	return int(min(l.Max, 1<<30)), nil
+}
+
+func (b *bench) close() error {
+	b.progress("")
+	var errs []error
+	for _, s := range b.sites {
+		errs = append(errs, s.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (b *bench) site(name string) *site {
+	for _, s := range b.sites {
+		if s.name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// rounds does every work on every path, in rounds, and keeps what there is after
+// each of them.
+func (b *bench) rounds(ctx context.Context, all []work) error {
+	var list []work
+	for _, w := range all {
+		if strings.Contains(w.name, b.only) {
+			list = append(list, w)
+			b.report.Works = append(b.report.Works, workEntry{w.name, w.unit})
+		}
+	}
+	for _, s := range b.sites {
+		if len(s.proxies) == 0 {
+			continue
+		}
+		n, err := s.memory(s.lab.Nodes[0])
+		if err != nil {
+			return err
+		}
+		b.report.Memory = append(b.report.Memory, memoryEntry{restWork, s.name, float64(n) / 1e6})
+	}
+	begin := time.Now()
+	for round := range b.options.rounds {
+		for i, w := range list {
+			// Nobody always comes after the same one.
+			for j := range b.sites {
+				s := b.sites[(j+round+i)%len(b.sites)]
 				if err := ctx.Err(); err != nil {
-					return err
+					return context.Cause(ctx)
 				}
-				b.progress("round %d of %d: %s, %s", round+1, rounds, w.name, p.path.name)
-				s, err := b.measure(p.path, w.load)
+				b.progress("round %d of %d: %s, %s", round+1, b.options.rounds, w.name, s.name)
+				x, err := s.take(w)
 				if err != nil {
-					return fmt.Errorf("%s: %w", w.name, err)
+					return fmt.Errorf("%s, %s: %w", w.name, s.name, err)
 				}
-				*p.to = append(*p.to, s)
+				x.Round = round + 1
+				b.report.Samples = append(b.report.Samples, x)
 			}
 		}
-		if only == "" || strings.Contains("beside", only) {
-			for _, p := range []struct {
-				path path
-				to   *[]besides
-			}{{b.direct, &besideDirect}, {b.culvert, &beside}} {
-				s, err := b.beside(p.path)
-				if err != nil {
-					return fmt.Errorf("small beside bulk, %s: %w", p.path.name, err)
-				}
-				*p.to = append(*p.to, s)
-			}
+		took := time.Since(begin)
+		b.line("round %d of %d done after %v, %v to go", round+1, b.options.rounds, took.Round(time.Second),
+			(took / time.Duration(round+1) * time.Duration(b.options.rounds-round-1)).Round(time.Second))
+		if err := b.keep(); err != nil {
+			return err
+		}
+	}
+	if b.only == "" && b.idle > 0 {
+		if err := b.idleMemory(); err != nil {
+			return err
 		}
 	}
 	b.progress("")
-	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(out, "work\tdirect\tCulvert\tratio\tp50 us\tratio\tp99 us\tratio\tCPU\t")
-	rows := map[string]row{}
-	for i, w := range list {
-		if len(culvert[i]) == 0 {
+	return b.keep()
+}
+
+func (b *bench) idleMemory() error {
+	for _, s := range b.sites {
+		if len(s.proxies) == 0 {
 			continue
 		}
-		d, c := summary(direct[i]), summary(culvert[i])
-		rows[w.name] = c
-		if w.bulk {
-			fmt.Fprintf(out, "%s\t%.1f Gbit/s\t%.1f Gbit/s\t%.2f\t\t\t\t\t%.2f s/GB\t\n", w.name, d.gbit, c.gbit, c.gbit/d.gbit, c.cpuPerGB)
-			continue
+		b.progress("%d idle connections, %s", b.idle, s.name)
+		n, err := s.idle(b.idle)
+		if err != nil {
+			return fmt.Errorf("memory of idle connections, %s: %w", s.name, err)
 		}
-		fmt.Fprintf(out, "%s\t%.1f k/s\t%.1f k/s\t%.2f\t%d\t%.1f\t%d\t%.1f\t%d us\t\n", w.name, d.perSec/1e3, c.perSec/1e3, c.perSec/d.perSec,
-			c.p50.Microseconds(), float64(c.p50)/float64(d.p50), c.p99.Microseconds(), float64(c.p99)/float64(d.p99), c.cpuPerOp.Microseconds())
+		b.report.Memory = append(b.report.Memory, memoryEntry{idleWork, s.name, float64(n)})
 	}
-	if d, c := besideSummary(besideDirect), besideSummary(beside); len(beside) > 0 {
-		fmt.Fprintf(out, "64 B beside 1 bulk stream\t\t\t\t%d\t%.1f\t%d\t%.1f\t\t\n", c.p50.Microseconds(), float64(c.p50)/float64(d.p50), c.p99.Microseconds(), float64(c.p99)/float64(d.p99))
-	}
-	out.Flush()
-	if only != "" && len(beside) == 0 {
+	return nil
+}
+
+func (b *bench) keep() error {
+	if b.raw == "" {
 		return nil
 	}
-	return b.shapes(rows, beside, idle, only)
+	return b.report.write(b.raw)
 }
 
-// besides is a small request beside a bulk stream of the same two pods.
-type besides struct {
-	p50, p99    time.Duration
-	alone, with float64 // bulk's Gbit/s
+// progress says on a terminal what is being measured.
+func (b *bench) progress(format string, args ...any) {
+	if cli.IsTerminal(os.Stderr) {
+		fmt.Fprintf(os.Stderr, "\r\033[K"+format, args...)
+	}
 }
 
-func besideSummary(all []besides) besides {
-	var p50, p99 []time.Duration
-	var kept []float64
-	for _, s := range all {
-		p50, p99, kept = append(p50, s.p50), append(p99, s.p99), append(kept, s.with/s.alone)
-	}
-	return besides{median(p50), median(p99), 1, median(kept)}
-}
-
-func (b *bench) beside(p path) (besides, error) {
-	b.progress("small beside bulk")
-	bulk := load{Mode: modeSink, Conns: 1, For: b.each}
-	alone, err := b.measure(p, bulk)
-	if err != nil {
-		return besides{}, err
-	}
-	small := load{Mode: modeEcho, Conns: 1, Size: 64, For: b.each * 3 / 4}
-	wait, in, _, err := b.begin(p, bulk)
-	if err != nil {
-		return besides{}, err
-	}
-	defer in.Close()
-	s, err := b.measure(p, small)
-	if err != nil {
-		return besides{}, err
-	}
-	with, err := wait()
-	if err != nil {
-		return besides{}, err
-	}
-	rate := func(r result) float64 { return float64(r.Bytes) * 8 / 1e9 / r.Elapsed.Seconds() }
-	return besides{s.P50, s.P99, rate(alone.result), rate(with)}, nil
+// line says to whoever looks how far it is.
+func (b *bench) line(format string, args ...any) {
+	b.progress("")
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }

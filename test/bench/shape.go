@@ -4,13 +4,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/pprof/profile"
@@ -18,14 +23,17 @@ import (
 
 // What the shape of the data path has to give.
 const (
-	minUsefulCPU  = 0.90                 // system calls and AES-GCM in a profile of one bulk stream
-	maxBesideP99  = 3 * time.Millisecond // a small request beside a bulk stream
-	minBulkKept   = 0.75                 // of its rate, beside the small request
-	maxIdleMemory = 3 << 10              // bytes per idle connection, both daemons together
+	minUsefulCPU  = 0.90    // system calls and AES-GCM in a profile of one bulk stream
+	minSecondCPU  = 0.1     // of the busiest thread's work, by the second: a pair of pods is not held to one core
+	maxBesideP99  = 3000    // us, of a small request beside a bulk stream
+	minBulkKept   = 0.75    // of its rate, beside the small request
+	maxIdleMemory = 3 << 10 // bytes per idle connection, both daemons together
 )
 
-func (b *bench) shapes(rows map[string]row, beside []besides, idle int, only string) error {
-	fmt.Println("\nshape checks")
+var errShape = errors.New("a shape check does not hold")
+
+func (b *bench) shapes(ctx context.Context, s *site) error {
+	fmt.Println("\nshape of Culvert's data path")
 	held := true
 	check := func(ok bool, format string, args ...any) {
 		mark := "✓"
@@ -34,23 +42,35 @@ func (b *bench) shapes(rows map[string]row, beside []besides, idle int, only str
 		}
 		fmt.Printf("  %s %s\n", mark, fmt.Sprintf(format, args...))
 	}
-	useful, parts, err := b.profileBulk()
+	calls, aes, err := b.profileBulk(ctx, s)
 	if err != nil {
 		return fmt.Errorf("profile of one bulk stream: %w", err)
 	}
-	check(useful >= minUsefulCPU, "one bulk stream: %.1f %% of the daemons' CPU is system calls and AES-GCM (at least %.0f %%): %s", 100*useful, 100*minUsefulCPU, parts)
-	if one, many := rows["64 B, 1 connection"].cpuPerOp, rows["64 B, 32 connections"].cpuPerOp; one > 0 {
-		check(many < one, "64 B messages: %d us of CPU each on 32 connections, %d us on one (fewer)", many.Microseconds(), one.Microseconds())
+	check(calls+aes >= minUsefulCPU, "one bulk stream: %.1f %% of the daemons' CPU is system calls and AES-GCM (at least %.0f %%): system calls %.1f %%, AES-GCM %.1f %%",
+		100*(calls+aes), 100*minUsefulCPU, 100*calls, 100*aes)
+	second, err := s.spread(bulkWork(8, modeSink, b.each))
+	if err != nil {
+		return err
 	}
-	small := besideSummary(beside)
-	check(small.p99 < maxBesideP99, "small request beside a bulk stream of the same pods: p50 %d us, p99 %d us (under %v)", small.p50.Microseconds(), small.p99.Microseconds(), maxBesideP99)
-	check(small.with >= minBulkKept, "the bulk stream beside it keeps %.0f %% of its rate (at least %.0f %%)", 100*small.with, 100*minBulkKept)
-	if only == "" {
-		per, err := b.idleMemory(idle)
-		if err != nil {
-			return fmt.Errorf("memory of idle connections: %w", err)
+	check(second >= minSecondCPU, "eight bulk streams of one pair of pods: the second thread of a daemon does %.0f %% of the first one's work (at least %.0f %%)", 100*second, 100*minSecondCPU)
+	median := func(w work, m measure) float64 {
+		for _, r := range b.report.rows() {
+			if r.work == w.name && r.measure == m {
+				return r.of[s.name].median
+			}
 		}
-		check(per < maxIdleMemory, "idle connection: %d bytes in both daemons together, over %d of them (under %d)", per, idle, maxIdleMemory)
+		return math.NaN()
+	}
+	one, many := median(requestWork(64, 1, 0), perUnit), median(requestWork(64, 32, 0), perUnit)
+	check(many < one, "64 B requests: %.0f us of CPU each on 32 connections, %.0f us on one (fewer)", many, one)
+	small, with := median(besideWork(0), p99), median(besideWork(0), bulk)
+	check(small < maxBesideP99, "small request beside a bulk stream of the same pods: p99 %.0f us (under %d us)", small, maxBesideP99)
+	alone := median(bulkWork(1, modeSink, 0), gbit)
+	check(with >= minBulkKept*alone, "the bulk stream beside it keeps %.0f %% of its rate (at least %.0f %%)", 100*with/alone, 100*minBulkKept)
+	for _, m := range b.report.Memory {
+		if m.Work == idleWork && m.Path == s.name {
+			check(m.Value < maxIdleMemory, "idle connection: %.0f bytes in both daemons together, over %d of them (under %d)", m.Value, b.idle, maxIdleMemory)
+		}
 	}
 	if !held {
 		return errShape
@@ -58,56 +78,99 @@ func (b *bench) shapes(rows map[string]row, beside []besides, idle int, only str
 	return nil
 }
 
-// profileBulk runs one bulk stream while both daemons are profiled.
-func (b *bench) profileBulk() (useful float64, parts string, err error) {
-	const length = 3
-	wait, in, _, err := b.begin(b.culvert, load{Mode: modeSink, Conns: 1, For: (length + 1) * time.Second})
+// spread is how much of the work of a daemon's busiest thread its second one does,
+// of the daemon where that is less.
+func (s *site) spread(w work) (float64, error) {
+	before, err := s.threads()
 	if err != nil {
-		return 0, "", err
+		return 0, err
 	}
-	defer in.Close()
-	type got struct {
-		p   *profile.Profile
-		err error
+	if _, err := s.take(w); err != nil {
+		return 0, err
 	}
-	results := make(chan got, len(b.daemons))
-	for i := range b.daemons {
-		sock := filepath.Join(b.daemons[i].RunDir(), "admin.sock")
-		go func() {
-			p, err := fetchProfile(sock, length)
-			results <- got{p, err}
-		}()
+	after, err := s.threads()
+	if err != nil {
+		return 0, err
 	}
-	var all []*profile.Profile
-	for range b.daemons {
-		g := <-results
-		if g.err != nil {
-			return 0, "", g.err
+	least := 1.0
+	for pid, threads := range after {
+		var used []time.Duration
+		for tid, t := range threads {
+			used = append(used, t-before[pid][tid])
 		}
-		all = append(all, g.p)
+		slices.Sort(used)
+		if n := len(used); n > 1 {
+			least = min(least, used[n-2].Seconds()/used[n-1].Seconds())
+		}
 	}
-	if _, err := wait(); err != nil {
-		return 0, "", err
+	return least, nil
+}
+
+// threads is the CPU time of each thread of each daemon.
+func (s *site) threads() (map[int]map[string]time.Duration, error) {
+	out := map[int]map[string]time.Duration{}
+	for _, p := range s.proxies {
+		out[p.pid] = map[string]time.Duration{}
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.pid))
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range tasks {
+			data, err := os.ReadFile(t)
+			if err != nil {
+				continue // the thread has ended
+			}
+			n, err := strconv.ParseInt(strings.Fields(string(data))[0], 10, 64)
+			if err != nil {
+				return nil, err
+			}
+			out[p.pid][t] = time.Duration(n)
+		}
+	}
+	return out, nil
+}
+
+// profileBulk runs one bulk stream while the daemons are profiled, and returns the
+// parts of their CPU time that went to system calls and to AES-GCM.
+func (b *bench) profileBulk(ctx context.Context, s *site) (calls, aes float64, err error) {
+	const length = 3
+	l, err := s.begin(load{Mode: modeSink, Conns: 1, For: (length + 1) * time.Second})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer l.close()
+	all := make([]*profile.Profile, len(s.daemons))
+	errs := make([]error, len(s.daemons))
+	var fetches sync.WaitGroup
+	for i, d := range s.daemons {
+		fetches.Go(func() { all[i], errs[i] = fetchProfile(ctx, filepath.Join(d.RunDir(), "admin.sock"), length) })
+	}
+	fetches.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return 0, 0, err
+	}
+	if _, err := l.wait(); err != nil {
+		return 0, 0, err
 	}
 	merged, err := profile.Merge(all)
 	if err != nil {
-		return 0, "", err
+		return 0, 0, err
 	}
-	if b.keepProfile != "" {
-		f, err := os.Create(b.keepProfile)
+	if b.profile != "" {
+		f, err := os.Create(b.profile)
 		if err != nil {
-			return 0, "", err
+			return 0, 0, err
 		}
 		defer f.Close()
 		if err := merged.Write(f); err != nil {
-			return 0, "", err
+			return 0, 0, err
 		}
 	}
-	calls, aes, total := divide(merged)
+	inCalls, inAES, total := divide(merged)
 	if total == 0 {
-		return 0, "", fmt.Errorf("the profile is empty")
+		return 0, 0, errors.New("the profile is empty")
 	}
-	return float64(calls+aes) / float64(total), fmt.Sprintf("system calls %.1f %%, AES-GCM %.1f %%", 100*float64(calls)/float64(total), 100*float64(aes)/float64(total)), nil
+	return float64(inCalls) / float64(total), float64(inAES) / float64(total), nil
 }
 
 // divide sorts a profile's samples by the function that the CPU was in.
@@ -129,11 +192,15 @@ func divide(p *profile.Profile) (calls, aes, total int64) {
 	return calls, aes, total
 }
 
-func fetchProfile(sock string, seconds int) (*profile.Profile, error) {
+func fetchProfile(ctx context.Context, sock string, seconds int) (*profile.Profile, error) {
 	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", sock)
 	}}}
-	resp, err := c.Get(fmt.Sprintf("http://admin/debug/pprof/profile?seconds=%d", seconds))
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://admin/debug/pprof/profile?seconds=%d", seconds), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -146,28 +213,4 @@ func fetchProfile(sock string, seconds int) (*profile.Profile, error) {
 		return nil, fmt.Errorf("admin socket answers %s: %s", resp.Status, data)
 	}
 	return profile.ParseData(data)
-}
-
-// idleMemory is what one idle connection adds to the daemons' resident memory.
-func (b *bench) idleMemory(n int) (int64, error) {
-	b.progress("%d idle connections", n)
-	defer b.progress("")
-	before, err := b.rss()
-	if err != nil {
-		return 0, err
-	}
-	wait, in, out, err := b.begin(b.culvert, load{Mode: modeEcho, Conns: n, Size: 64, Idle: true})
-	if err != nil {
-		return 0, err
-	}
-	defer in.Close()
-	if line, err := out.ReadString('\n'); err != nil || line != "open\n" {
-		_, err = wait()
-		return 0, fmt.Errorf("open %d connections: %q: %w", n, line, err)
-	}
-	after, err := b.rss()
-	if err != nil {
-		return 0, err
-	}
-	return (after - before) / int64(n), nil
 }

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/culvert-mesh/culvert/internal/capture"
+	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/testca"
+)
+
+// port is where the servers listen.
+const port = 8080
+
+// site is a path that is laid out: two nodes, pods on both, and what carries
+// their connections. The first pods of both nodes are the pair that is measured.
+type site struct {
+	name string
+	path path
+	lab  *lab.Lab
+	ca   *testca.CA // of those who have no authority of their own
+
+	client, server *lab.Pod
+	proxies        []proxy
+	daemons        []*lab.Daemon // of Culvert
+	wire           string        // what protects the connections, as seen between the nodes
+
+	workloads []lab.Workload // what Culvert is told; nil: all pods
+	settings  map[string]any // of Culvert
+
+	self   string
+	stdins []io.Closer
+}
+
+// proxy is a process that carries connections.
+type proxy struct {
+	node *lab.Node
+	pid  int
+}
+
+// layOut builds a site with some pods on each node, the proxies aside.
+func layOut(ctx context.Context, p namedPath, pods int) (*site, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: pods, Prefix: prefix, OwnCgroup: true})
+	if err != nil {
+		return nil, err
+	}
+	s := &site{name: p.name, path: p.path, lab: l, self: self, client: l.Pod(1, 1), server: l.Pod(2, 1)}
+	if s.ca, err = testca.New(lab.TrustDomain); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+// openSite lays out a pair and has it carried.
+func openSite(ctx context.Context, p namedPath) (s *site, err error) {
+	if s, err = layOut(ctx, p, 1); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("%s: %w", p.name, err), s.close())
+		}
+	}()
+	for _, n := range s.lab.Nodes {
+		if err := s.path.carry(ctx, s, n, n.Pods); err != nil {
+			return s, err
+		}
+	}
+	if err := s.serve(s.server); err != nil {
+		return s, err
+	}
+	return s, s.prove(ctx)
+}
+
+func (s *site) close() error {
+	for _, c := range s.stdins {
+		c.Close()
+	}
+	return s.lab.Close()
+}
+
+// serve starts the server's process in a pod and waits for its word.
+func (s *site) serve(p *lab.Pod) error {
+	in, out, err := s.start(p, exec.Command(s.self, "serve"))
+	if err != nil {
+		return err
+	}
+	s.stdins = append(s.stdins, in)
+	defer out.Close()
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		return fmt.Errorf("start server in %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// start starts a process in a pod, with pipes to its input and from its output.
+func (s *site) start(p *lab.Pod, cmd *exec.Cmd) (in, out *os.File, err error) {
+	inR, in, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer inR.Close() // the child has its own
+	out, outW, err := os.Pipe()
+	if err != nil {
+		in.Close()
+		return nil, nil, err
+	}
+	defer outW.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = inR, outW, os.Stderr
+	if _, err = p.Start(cmd); err != nil {
+		in.Close()
+		out.Close()
+		return nil, nil, err
+	}
+	return in, out, nil
+}
+
+// open starts a proxy in a pod; what it says goes to a file beside the node's.
+func (s *site) open(p *lab.Pod, cmd *exec.Cmd) (*lab.Process, error) {
+	f, err := os.OpenFile(s.log(p), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // the child has its own
+	cmd.Stdout, cmd.Stderr = f, f
+	proc, err := p.Start(cmd)
+	if err == nil {
+		s.proxies = append(s.proxies, proxy{p.Node, proc.PID()})
+	}
+	return proc, err
+}
+
+func (s *site) log(p *lab.Pod) string { return filepath.Join(p.Node.Dir, p.Name+".log") }
+
+// tail is the end of what a pod's proxy has said.
+func (s *site) tail(p *lab.Pod) string {
+	b, _ := os.ReadFile(s.log(p))
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-10):], "\n")
+}
+
+// marker is what the first request carries: an eye between the nodes looks for it.
+const marker = "culvert-bench: this is to be seen in plaintext on the direct path only"
+
+// prove waits until the path carries, and looks between the nodes at what that
+// makes of the marker, and at the handshake.
+func (s *site) prove(ctx context.Context) (err error) {
+	pcap := filepath.Join(s.lab.Dir, "proof.pcap")
+	c, err := capture.Start(capture.Config{
+		NS: s.lab.Nodes[0].NS, Interface: s.lab.Nodes[0].Uplink(s.lab.Nodes[1]), Markers: []string{marker}, Pcap: pcap,
+	})
+	if err != nil {
+		return err
+	}
+	const patience = 20 * time.Second
+	wait, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err = lab.Until(wait, s.name+" carries a request", func() error {
+		l, err := s.begin(load{Mode: modeEcho, Conns: 1, Size: len(marker), Message: marker, For: time.Millisecond})
+		if err != nil {
+			return err
+		}
+		_, err = l.wait()
+		return err
+	})
+	c.Sync()
+	seen := c.Seen(0)
+	if err = errors.Join(err, c.Close()); err != nil {
+		return fmt.Errorf("%w\n%s\n%s", err, s.tail(s.client), s.tail(s.server))
+	}
+	frames, err := os.ReadFile(pcap)
+	if err != nil {
+		return err
+	}
+	hello, secured := findHello(frames)
+	switch plain := seen > 0; {
+	case len(s.proxies) == 0:
+		s.wire = "plaintext"
+		if !plain || secured {
+			return fmt.Errorf("a direct request is not seen in plaintext between the nodes: what looks there is blind")
+		}
+	case plain || !secured:
+		return fmt.Errorf("the request was seen %d times in plaintext between the nodes, a TLS 1.3 handshake: %v", seen, secured)
+	default:
+		s.wire = hello.String()
+	}
+	return nil
+}
+
+// running is a load that was started.
+type running struct {
+	name    string
+	in, out *os.File
+	says    *bufio.Reader
+}
+
+// begin starts a load in the client's pod.
+func (s *site) begin(l load) (*running, error) {
+	spec, err := json.Marshal(l)
+	if err != nil {
+		return nil, err
+	}
+	to := netip.AddrPortFrom(s.server.V4, port)
+	in, out, err := s.start(s.client, exec.Command(s.self, "load", "-addr", to.String(), "-spec", string(spec)))
+	if err != nil {
+		return nil, err
+	}
+	return &running{s.name, in, out, bufio.NewReader(out)}, nil
+}
+
+func (r *running) close() {
+	r.in.Close()
+	r.out.Close()
+}
+
+// wait waits for the result.
+func (r *running) wait() (result, error) {
+	defer r.close()
+	var res result
+	if err := json.NewDecoder(r.says).Decode(&res); err != nil {
+		return res, fmt.Errorf("%s: the load gave no result: %w", r.name, err)
+	}
+	return res, nil
+}
