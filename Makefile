@@ -6,7 +6,7 @@ SUDO    ?= $(if $(filter 0,$(shell id -u)),,sudo)
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
-.PHONY: help build demo test test-unit test-e2e test-vm soak bench-quick fuzz generate lint clean
+.PHONY: help build demo test test-unit test-e2e test-vm soak bench-quick bench fuzz generate lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,10 @@ bin/bench: build
 bench-quick: bin/bench ## direct TCP, Culvert and Envoy's sidecars, with ratios; 3 minutes (needs root, iptables)
 	[ -n "$$PEER_ENVOY" ] || scripts/peers
 	$(SUDO) env "PATH=$$PATH" "PEER_ENVOY=$$PEER_ENVOY" bin/bench quick $(BENCHFLAGS)
+
+bench: bin/bench ## every path by every work, 8 rounds, charts, into out/bench; up to 75 minutes (needs root, iptables, haproxy)
+	scripts/bench-peers
+	$(SUDO) env "PATH=$$PATH" "PEER_ENVOY=$$PEER_ENVOY" "PEER_ZTUNNEL=$$PEER_ZTUNNEL" bin/bench full $(BENCHFLAGS)
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME each

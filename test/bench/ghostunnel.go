@@ -19,20 +19,22 @@ func (ghostunnel) about(program string) string {
 }
 
 func (ghostunnel) command(_ string, p *lab.Pod, c certificate, peers peers) ([]string, []uint16, error) {
-	role, at, target, allow, met := "client", outboundPort, netip.AddrPort{}, "--verify-uri", peers.servers
+	// REDIRECT sends what the pod opens to loopback, and what comes to it to its address.
+	role, at, to, allow, met := "server", any4(inboundPort), netip.AddrPortFrom(loopback, port), "--allow-uri", peers.clients
 	if len(peers.servers) > 0 {
-		target = netip.AddrPortFrom(peers.servers[0].V4, port)
-	} else {
-		role, at, target, allow, met = "server", inboundPort, netip.AddrPortFrom(loopback, port), "--allow-uri", peers.clients
+		role, at, to = "client", netip.AddrPortFrom(loopback, outboundPort), netip.AddrPortFrom(peers.servers[0].V4, port)
+		allow, met = "--verify-uri", peers.servers
 	}
 	args := []string{
-		role, "--listen", any4(uint16(at)).String(), "--target", target.String(),
-		"--cert", c.chain, "--key", c.key, "--cacert", c.root, "--unsafe-listen", "--unsafe-target", "--disable-landlock",
+		role, "--listen", at.String(), "--target", to.String(), "--cert", c.chain, "--key", c.key, "--cacert", c.root,
+	}
+	if role == "client" {
+		args = append(args, "--override-server-name", met[0].Name) // it checks the name too
 	}
 	for _, m := range met {
 		args = append(args, fmt.Sprintf("%s=%s", allow, m.Identity()))
 	}
-	return args, []uint16{uint16(at)}, nil
+	return args, []uint16{at.Port()}, nil
 }
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})

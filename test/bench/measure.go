@@ -145,7 +145,7 @@ func (s *site) idle(n int) (int64, error) {
 	}
 	defer l.close()
 	if line, err := l.says.ReadString('\n'); err != nil || line != "open\n" {
-		return 0, fmt.Errorf("open %d connections: %q, %w", n, line, err)
+		return 0, fmt.Errorf("open %d connections: %w", n, l.failed(err))
 	}
 	after, err := s.memory(nil)
 	return (after - before) / int64(n), err

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -97,7 +98,9 @@ func (s *site) close() error {
 
 // serve starts the server's process in a pod and waits for its word.
 func (s *site) serve(p *lab.Pod) error {
-	in, out, err := s.start(p, exec.Command(s.self, "serve"))
+	cmd := exec.Command(s.self, "serve")
+	cmd.Stderr = os.Stderr
+	_, in, out, err := s.start(p, cmd)
 	if err != nil {
 		return err
 	}
@@ -110,25 +113,25 @@ func (s *site) serve(p *lab.Pod) error {
 }
 
 // start starts a process in a pod, with pipes to its input and from its output.
-func (s *site) start(p *lab.Pod, cmd *exec.Cmd) (in, out *os.File, err error) {
+func (s *site) start(p *lab.Pod, cmd *exec.Cmd) (proc *lab.Process, in, out *os.File, err error) {
 	inR, in, err := os.Pipe()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	defer inR.Close() // the child has its own
 	out, outW, err := os.Pipe()
 	if err != nil {
 		in.Close()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	defer outW.Close()
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = inR, outW, os.Stderr
-	if _, err = p.Start(cmd); err != nil {
+	cmd.Stdin, cmd.Stdout = inR, outW
+	if proc, err = p.Start(cmd); err != nil {
 		in.Close()
 		out.Close()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return in, out, nil
+	return proc, in, out, nil
 }
 
 // open starts a proxy in a pod; what it says goes to a file beside the node's.
@@ -205,9 +208,11 @@ func (s *site) prove(ctx context.Context) (err error) {
 
 // running is a load that was started.
 type running struct {
-	name    string
-	in, out *os.File
-	says    *bufio.Reader
+	name     string
+	proc     *lab.Process
+	in, out  *os.File
+	says     *bufio.Reader
+	complain *bytes.Buffer // complete once the process has ended
 }
 
 // begin starts a load in the client's pod.
@@ -217,11 +222,13 @@ func (s *site) begin(l load) (*running, error) {
 		return nil, err
 	}
 	to := netip.AddrPortFrom(s.server.V4, port)
-	in, out, err := s.start(s.client, exec.Command(s.self, "load", "-addr", to.String(), "-spec", string(spec)))
+	cmd, complain := exec.Command(s.self, "load", "-addr", to.String(), "-spec", string(spec)), new(bytes.Buffer)
+	cmd.Stderr = complain
+	proc, in, out, err := s.start(s.client, cmd)
 	if err != nil {
 		return nil, err
 	}
-	return &running{s.name, in, out, bufio.NewReader(out)}, nil
+	return &running{s.name, proc, in, out, bufio.NewReader(out), complain}, nil
 }
 
 func (r *running) close() {
@@ -234,7 +241,18 @@ func (r *running) wait() (result, error) {
 	defer r.close()
 	var res result
 	if err := json.NewDecoder(r.says).Decode(&res); err != nil {
-		return res, fmt.Errorf("%s: the load gave no result: %w", r.name, err)
+		return res, r.failed(err)
 	}
 	return res, nil
+}
+
+// failed says why a load gave no result.
+func (r *running) failed(err error) error {
+	const patience = 5 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if end := r.proc.Wait(ctx); end != nil && ctx.Err() == nil {
+		return fmt.Errorf("%s: %w: %s", r.name, end, bytes.TrimSpace(r.complain.Bytes()))
+	}
+	return fmt.Errorf("%s: the load gave no result: %w", r.name, err)
 }
