@@ -48,6 +48,11 @@ const (
 // turnEvents is how many ready descriptors one turn takes from the kernel.
 const turnEvents = 256
 
+// postedShare is for how long a turn runs what was posted; the next one goes on. A
+// crowd of results that arrive together, such as sockets that deliveries wait for,
+// does not keep descriptors waiting for longer.
+const postedShare = 250 * time.Microsecond
+
 // Handler is what a descriptor is registered with.
 type Handler interface {
 	// Ready is called on the loop's thread with the events since the last
@@ -81,7 +86,9 @@ type Loop struct {
 	mu      sync.Mutex // guards posted, stopped and wake's life
 	posted  []func()
 	stopped bool
+
 	running []func() // posted, being run
+	ran     int      // of them
 }
 
 // New makes a loop. It holds two descriptors until Run has returned.
@@ -261,13 +268,21 @@ func (l *Loop) turn() bool {
 	return !l.stopped
 }
 
+// runPosted runs what was posted, in its order, for its share of the turn.
 func (l *Loop) runPosted() {
-	l.mu.Lock()
-	l.posted, l.running = l.running[:0], l.posted
-	l.mu.Unlock()
-	for i, f := range l.running {
-		l.running[i] = nil
+	if l.ran == len(l.running) {
+		l.mu.Lock()
+		l.posted, l.running, l.ran = l.running[:0], l.posted, 0
+		l.mu.Unlock()
+	}
+	for l.ran < len(l.running) {
+		f := l.running[l.ran]
+		l.running[l.ran] = nil
+		l.ran++
 		f()
+		if time.Since(l.now) >= postedShare {
+			return
+		}
 	}
 }
 
@@ -279,7 +294,7 @@ func (l *Loop) wait() int {
 	if e == 0 && n > 0 {
 		return int(n)
 	}
-	if len(l.again) > 0 || len(l.flush) > 0 {
+	if len(l.again) > 0 || len(l.flush) > 0 || l.ran < len(l.running) {
 		return 0
 	}
 	timeout := -1
@@ -298,7 +313,9 @@ func (l *Loop) wait() int {
 }
 
 func (l *Loop) close() {
-	l.runPosted() // what was accepted before Stop owns descriptors
+	for l.ran < len(l.running) || len(l.posted) > 0 { // what was accepted before Stop owns descriptors
+		l.runPosted()
+	}
 	for fd := range l.slots {
 		if l.slots[fd].h != nil && fd != l.wake {
 			l.slots[fd].h = nil

@@ -216,6 +216,65 @@ func TestPostAfterStopIsRefused(t *testing.T) {
 	l.Stop()
 }
 
+// What was posted does not keep descriptors waiting for longer than its share of a
+// turn, is run in its order, and all of it, also when the loop is stopped.
+func TestPostedWorkHasAShareOfATurn(t *testing.T) {
+	l := start(t)
+	a, b := pair(t)
+	defer unix.Close(b)
+	const many = 20
+	var ran []int
+	ready, all := make(chan int, 1), make(chan struct{})
+	on(l, func() {
+		if err := l.Register(a, handler(func(e loop.Events) {
+			if e&loop.In != 0 {
+				ready <- len(ran)
+			}
+		})); err != nil {
+			t.Error(err)
+		}
+	})
+	work := func(i int) func() {
+		return func() {
+			for begun := time.Now(); time.Since(begun) < loop.PostedShare/4; {
+			}
+			if ran = append(ran, i); i == many-1 {
+				close(all)
+			}
+		}
+	}
+	held, release := make(chan struct{}), make(chan struct{})
+	l.Post(func() { close(held); <-release })
+	<-held
+	for i := range many {
+		l.Post(work(i))
+	}
+	if _, err := unix.Write(b, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	if n := receive(t, ready, "data beside posted work"); n > 5 {
+		t.Errorf("%d of %d pieces of a quarter of the share were run before a descriptor that was ready", n, many)
+	}
+	receive(t, all, "the end of posted work")
+	for i, n := range ran {
+		if i != n {
+			t.Fatalf("run in the order %v", ran)
+		}
+	}
+	// What is left when the loop is stopped is run yet: it may own descriptors.
+	ran, all = nil, make(chan struct{})
+	held, release = make(chan struct{}), make(chan struct{})
+	l.Post(func() { close(held); <-release })
+	<-held
+	for i := range many {
+		l.Post(work(i))
+	}
+	l.Stop()
+	close(release)
+	receive(t, all, "the end of posted work after Stop")
+}
+
 // The descriptors of connections are closed and made anew as fast as it goes
 // on several loops while others write: were a closed one used once more, its
 // bytes would come out of a connection with another tag.
