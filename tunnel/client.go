@@ -281,7 +281,7 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 	if err != nil {
 		return nil, noTunnel(err)
 	}
-	hs, err := handshake.Client(ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Expect: k.id, Timeout: t.cfg.HandshakeTimeout})
+	hs, err := handshake.Client(ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Expect: k.id, Timeout: t.cfg.HandshakeTimeout, Turn: t.turns.of(k.dst)})
 	if err != nil {
 		var f *identity.Failure
 		if errors.As(err, &f) {

@@ -79,7 +79,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort, src *source
 		t.cfg.Logger.Error("no certificate for workload", "identity", p.Identity, "err", err)
 		return false
 	}
-	hs, err := handshake.Server(p.ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Timeout: t.cfg.HandshakeTimeout})
+	hs, err := handshake.Server(p.ctx, c, handshake.Config{SVID: svid, Verifier: t.verifier(), Timeout: t.cfg.HandshakeTimeout, Turn: t.turns.of(remote.Addr())})
 	if err != nil {
 		var f *identity.Failure
 		if !errors.As(err, &f) {

@@ -112,6 +112,7 @@ type Tunnel struct {
 	top     int           // descriptors from this number on are no connection's
 	budget  *relay.Budget
 	sources *sources
+	turns   *turns // of handshakes
 	limits  limits
 	failed  damper // of lines about handshakes
 	hoarded damper // of lines about the budget
@@ -170,6 +171,7 @@ func New(cfg Config) (*Tunnel, error) {
 	t.plain.most = int64(limit / 2 / 2)           // half of them, two for each
 	t.budget = relay.NewBudget(cfg.Memory, t.shed)
 	t.sources = newSources(t.budget, &t.limits)
+	t.turns = newTurns(max(1, runtime.GOMAXPROCS(0)/handshakeCPUs))
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	for i := range cfg.Loops {
 		l, err := loop.New()

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"sync"
 
 	"github.com/culvert-mesh/culvert/tunnel/record"
 )
@@ -24,7 +25,8 @@ const (
 // what follows the handshake's last record stays here.
 type conn struct {
 	net.Conn
-	mute bool // writes are dropped
+	turn sync.Locker // given up while a read waits; nil: none
+	mute bool        // writes are dropped
 
 	buf   []byte // unread: buf[r:w]
 	r, w  int
@@ -92,7 +94,13 @@ func (c *conn) fill() error {
 		c.w = copy(c.buf, c.buf[c.r:c.w])
 		c.r = 0
 	}
+	if c.turn != nil {
+		c.turn.Unlock()
+	}
 	n, err := c.Conn.Read(c.buf[c.w:])
+	if c.turn != nil {
+		c.turn.Lock()
+	}
 	c.w += n
 	if n > 0 {
 		return nil

@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -56,6 +57,7 @@ type Config struct {
 	Verifier identity.Verifier // the peer check
 	Expect   spiffeid.ID       // whom a client expects, must be set; zero at a server: anyone whom Verifier accepts
 	Timeout  time.Duration     // for all of it; 0: DefaultTimeout
+	Turn     sync.Locker       // held while this side computes, and not while it waits for the peer; nil: nothing is held
 }
 
 // Result is what a handshake leaves behind.
@@ -91,8 +93,12 @@ func shake(ctx context.Context, c net.Conn, cfg Config, client bool) (*Result, e
 	if cfg.Timeout == 0 {
 		cfg.Timeout = DefaultTimeout
 	}
-	s := &side{cfg: cfg, client: client, conn: conn{Conn: c}}
+	s := &side{cfg: cfg, client: client, conn: conn{Conn: c, turn: cfg.Turn}}
 	defer s.keys.wipe()
+	if cfg.Turn != nil {
+		cfg.Turn.Lock()
+		defer cfg.Turn.Unlock()
+	}
 
 	start := time.Now()
 	if err := c.SetDeadline(start.Add(cfg.Timeout)); err != nil {
