@@ -33,8 +33,8 @@ type row struct {
 
 var (
 	named  = regexp.MustCompile("^`([a-z0-9/]+)\\.([A-Za-z0-9_]+)`$")
-	valued = regexp.MustCompile(`^([0-9,]+)(?: (KiB|MiB|GiB|ms|s)\b)?`)
-	units  = map[string]int64{"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "ms": int64(time.Millisecond), "s": int64(time.Second)}
+	valued = regexp.MustCompile(`^([0-9,]+)(?: (KiB|MiB|GiB|us|ms|s)\b)?`)
+	units  = map[string]int64{"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "us": int64(time.Microsecond), "ms": int64(time.Millisecond), "s": int64(time.Second)}
 )
 
 // rows reads the tables. Their second column is the constant, the third its value.

@@ -19,6 +19,15 @@ func (t *Trunk) Pinging() bool { return !t.pingAt.IsZero() }
 // Meter tells the trunk's peer's account of memory.
 func (t *Trunk) Meter(n int) { t.meter(n) }
 
+// ReadBy sets how many bytes the trunk's next read may take.
+func (t *Trunk) ReadBy(n int) { t.room = n }
+
+// WholeRead is the most that a read takes.
+const WholeRead = wholeRead
+
+// NextRead is nextRead.
+func NextRead(room, n int, frames uint64) int { return nextRead(room, n, frames) }
+
 // Parts of a budget.
 const (
 	PeerPart  = peerPart
@@ -26,4 +35,6 @@ const (
 	HoardTime = hoardTime
 
 	RequestShare = requestShare
+	FrameShare   = frameShare
+	LeastRead    = leastRead
 )

@@ -11,17 +11,19 @@ import (
 
 	"github.com/culvert-mesh/culvert/tunnel/h2"
 	"github.com/culvert-mesh/culvert/tunnel/loop"
+	"github.com/culvert-mesh/culvert/tunnel/record"
 )
 
 // readShare is how many read buffers' worth of ciphertext a turn takes.
 const readShare = 2
 
-// A peer whose frames are small on the average costs as much for 32 KiB, some
-// 2,500 of the smallest, as another for a whole read buffer: it is read by that
-// much, once in a turn.
+// A read may bring thousands of the smallest frames, and costs by their number. So
+// a session is read by one record at first, by twice as much each time that it
+// fills that, up to the whole buffer, and by one record again when it has brought
+// more frames than its share.
 const (
-	denseRead  = 32 << 10 // bytes
-	denseFrame = 128      // bytes, on the average
+	leastRead  = record.SlotLen // bytes
+	frameShare = 256            // frames
 )
 
 // refillEvery is how often a peer gets its budget for frames of no use back.
@@ -55,10 +57,7 @@ func (t *Trunk) read() {
 			return
 		}
 		kept := t.s.Restore(mem)
-		room := len(mem) - kept
-		if t.dense {
-			room = min(room, denseRead)
-		}
+		room := min(t.room, len(mem)-kept)
 		iov := [1]unix.Iovec{{Base: &mem[kept], Len: uint64(room)}}
 		n, e := loop.Recv(t.fd, iov[:])
 		var failed error
@@ -78,7 +77,7 @@ func (t *Trunk) read() {
 		if n > 0 || kept > 0 {
 			frames := t.s.H2.Frames()
 			rest, err := t.records(mem[:kept+n])
-			t.dense = n >= denseRead && t.s.H2.Frames()-frames > uint64(n/denseFrame)
+			t.room = nextRead(room, n, t.s.H2.Frames()-frames)
 			t.w.deliver()
 			if t.closed {
 				return
@@ -102,12 +101,24 @@ func (t *Trunk) read() {
 		if e == unix.EAGAIN || (n < room && !t.sockEnded) {
 			return
 		}
-		if t.dense {
+		if t.room < wholeRead {
 			break
 		}
 	}
 	t.unread = true
 	t.w.Loop.Again(t)
+}
+
+// nextRead is what a read may take after one of n bytes and so many frames that
+// might have taken room.
+func nextRead(room, n int, frames uint64) int {
+	switch {
+	case frames > frameShare:
+		return leastRead
+	case n == room:
+		return min(2*room, wholeRead)
+	}
+	return room
 }
 
 func (t *Trunk) records(buf []byte) (rest []byte, err error) {

@@ -14,8 +14,8 @@ import (
 // requestShare is how many requests of peers a loop's turn takes up, of all its
 // trunks in turn: each makes a socket and a connection, some 50 us of work, and
 // one read can bring a thousand. What one peer asks for is not to keep the others
-// waiting for longer than a millisecond.
-const requestShare = 16
+// waiting for longer than some tenths of a millisecond.
+const requestShare = 4
 
 // asked is a request that has not been taken up yet.
 type asked struct {

@@ -77,12 +77,12 @@ type Trunk struct {
 	relays *Relay // list
 	count  int    // of relays
 	window int    // a new stream's receive window
+	room   int    // what its next read may take
 
 	dirty     bool // in the loop's list of flushes
 	unread    bool // the socket may hold more
 	sockEnded bool // and reported its end
 	alive     bool // the first record came
-	dense     bool // its last read was of small frames
 	mute      bool // its socket takes nothing more: it is read to its end
 	closed    bool
 	draining  bool // no new streams; closes with the last relay
@@ -106,7 +106,7 @@ type Trunk struct {
 // NewTrunk puts a session on a socket, which the trunk owns from then on.
 func (w *Worker) NewTrunk(fd int, s *session.Session, o TrunkOwner, cfg TrunkConfig) (*Trunk, error) {
 	now := w.Loop.Now()
-	t := &Trunk{w: w, s: s, owner: o, cfg: cfg, fd: fd, window: startWindow, lastRead: now, idleSince: now}
+	t := &Trunk{w: w, s: s, owner: o, cfg: cfg, fd: fd, window: startWindow, room: leastRead, lastRead: now, idleSince: now}
 	if t.peer = cfg.Peer; t.peer == nil {
 		t.peer = w.budget.Account()
 	}

@@ -29,6 +29,9 @@ import (
 // than the largest batch, so that a partial record in front of it leaves room.
 const readSlots = 17
 
+// wholeRead is that in bytes.
+const wholeRead = readSlots * record.SlotLen
+
 // Worker is what the trunks and relays of one loop share: the read buffer, the
 // stock of record slots, and scratch space. An idle connection holds none of
 // it.
@@ -57,7 +60,7 @@ func NewWorker(l *loop.Loop, b *Budget) *Worker {
 	}
 	w := &Worker{
 		Loop:   l,
-		in:     make([]byte, readSlots*record.SlotLen),
+		in:     make([]byte, wholeRead),
 		iov:    make([]unix.Iovec, 0, readSlots+1),
 		budget: b,
 		trunks: map[*Trunk]struct{}{},
