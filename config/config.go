@@ -17,17 +17,23 @@ import (
 
 // Config is what a daemon is told. Load fills in every default; a Config made by
 // hand starts from Default.
+//
+// Path aside, it has the shape of the file: a field's name, in lower camel case,
+// is its key, and its comment is what docs/configuration.md says of that key (see
+// TestKeysAreDocumented). The default stands there as Default has it; a comment
+// ends with a "Default:" of its own only where that would be empty or another one
+// on each machine.
 type Config struct {
 	// Path is the absolute path of the file; empty for Default. Paths in the
 	// file are relative to the folder it stands in, and absolute here.
 	Path string
 
-	// NodeName names this node in logs and metrics. Default: the host name.
-	NodeName string
-	// RunDir holds the daemon's lock and what cleanup needs. It also tells two
-	// daemons of one machine apart. Default: /run/culvert.
+	Node Node
+	// The daemon's lock and admin socket, and what a release needs. Two daemons of
+	// one machine need one each, and a `metrics.address` each. At most 96 bytes in
+	// full
 	RunDir string
-	// TrustDomain is the mesh's own. Default: cluster.local.
+	// The mesh's own SPIFFE trust domain
 	TrustDomain spiffeid.TrustDomain
 
 	Identity  Identity
@@ -37,17 +43,18 @@ type Config struct {
 	Mesh      Mesh
 	Bypass    Bypass
 
-	// Mode says what happens to plaintext that arrives for a pod, where the
-	// policy file does not say otherwise. Default: strict.
+	// What happens to plaintext for a pod, where no [mode](#modes) of the policy
+	// file says otherwise: `strict`: refused; `permissive`: let in beside mutual TLS
 	Mode Mode
-	// Existing says what becomes of plaintext connections from before a pod's
-	// enrolment. Default: keep.
+	// What becomes of plaintext connections with the mesh that a pod has when it is
+	// enrolled: `keep`: they go on until they end, and are listed; `reset`: they are
+	// ended
 	Existing Existing
-	// Loops is the number of event loops. 0, the default: one for each CPU.
+	// Event loops; 0: one for each CPU
 	Loops int
-	// Cgroup is the cgroup v2 folder at which the connect hooks are attached;
-	// every pod must live below it. Empty, the default: the v2 root, wherever
-	// it is mounted.
+	// The cgroup v2 folder at which the connect hooks are attached, a path below its
+	// mount point or within the hierarchy. Every process of an enrolled pod must live
+	// below it. Default: the v2 root
 	Cgroup string
 
 	Metrics   Metrics
@@ -56,91 +63,99 @@ type Config struct {
 	Tunnel    Tunnel
 }
 
+// Node is this node.
+type Node struct {
+	// This node's name in logs. Default: the host name
+	Name string
+}
+
 // Identity says where SVIDs and trust come from.
 type Identity struct {
 	CA CA
-	// TrustFile adds roots of other trust domains and a deny list; see
-	// ParseTrust. Empty, the default: none.
+	// Further roots, and a deny list: [trust](#certificates-and-trust)
 	TrustFile string
 }
 
 // CA is the embedded authority.
 type CA struct {
-	// Dir holds its certificates and keys. Default: /var/lib/culvert/ca.
+	// The embedded authority's folder; made on first start
 	Dir string
-	// LeafTTL is the life of a workload's certificate, 1s to 2160h; it is
-	// renewed at half of it. Default: 24h.
+	// Life of a workload's certificate, 1s to 2160h; it is renewed at half of it
 	LeafTTL time.Duration
 }
 
-// Workloads says where the list of workloads is.
+// Workloads is the list of workloads.
 type Workloads struct {
-	File string // default: workloads.yaml
+	// Who is in the mesh
+	File string
 }
 
-// Pods says where the list of this node's pods is.
+// Pods is the list of this node's pods.
 type Pods struct {
-	File string // default: pods.yaml
+	// Which pods this node has
+	File string
 }
 
-// Policy says where the rules are.
+// Policy is the rules and modes.
 type Policy struct {
-	File string // empty, the default: no rules
+	// Rules and modes; without it everything is allowed, and `mode` holds for all
+	File string
 }
 
 // Mesh says which addresses belong to the mesh.
 type Mesh struct {
-	// CIDRs are ranges inside which an address that no workload has is refused
-	// rather than passed on in plaintext. Default: none.
+	// Ranges inside which an address that no workload has is refused, not passed on
 	CIDRs []netip.Prefix
 }
 
 // Bypass says which addresses are left alone.
 type Bypass struct {
-	// CIDRs are ranges to which enrolled pods connect untouched, in plaintext.
-	// Default: none.
+	// Ranges that enrolled pods reach untouched, in plaintext. It wins over the two
+	// above
 	CIDRs []netip.Prefix
 }
 
 // Metrics is the HTTP endpoint of the node.
 type Metrics struct {
-	// Address serves /metrics and /healthz/ready. Default: 127.0.0.1:15020.
+	// Serves `/metrics`, `/healthz/live` and `/healthz/ready`. `/healthz/ready`
+	// answers 200 once each pod was tried: `culvert_pods{state="enrolling"}` counts
+	// those that failed and are tried again
 	Address netip.AddrPort
 }
 
 // AccessLog is the line written for each connection that has ended.
 type AccessLog struct {
-	Format Format // default: auto
-	// Queue is how many lines may wait for a slow reader before further ones
-	// are dropped and counted, 1 to 1048576. Default: 4096.
+	// `json`, `text`; `auto`: text on a terminal, else JSON
+	Format Format
+	// Lines that may wait for a slow reader; further ones are dropped and counted
 	Queue int
 }
 
 // Log is the daemon's own log, on standard error.
 type Log struct {
-	Level  slog.Level // default: info
-	Format Format     // default: auto
+	// `debug`, `info`, `warn`, `error`
+	Level slog.Level
+	// As above
+	Format Format
 }
 
-// Tunnel has the times of sessions between nodes.
+// Tunnel has the times and bounds of sessions between nodes.
 type Tunnel struct {
-	// Idle is how long a session without streams is kept. Default: 5m.
+	// How long a session without streams is kept
 	Idle time.Duration
-	// HandshakeTimeout bounds dial and handshake of a session. Default: 10s.
+	// For the handshake of a session
 	HandshakeTimeout time.Duration
-	// ConnectTimeout bounds the connection to the application at the far end.
-	// Default: 10s.
+	// For the connection to a peer, and to an application
 	ConnectTimeout time.Duration
-	// PingAfter is the silence after which a session's peer is asked whether it
-	// is alive. Default: 10s.
+	// Silence after which a peer is asked whether it is alive
 	PingAfter time.Duration
-	// DeadAfter is the silence after which a session is given up; longer than
-	// PingAfter. Default: 20s.
+	// Silence after which a session is given up, if the question was left unanswered;
+	// also one whose peer reads nothing for as long, though it sends. Longer than
+	// `tunnel.pingAfter`
 	DeadAfter time.Duration
-	// Memory is what peers can make the node use, in MiB: half for what is
-	// queued for applications that do not take it, half for the sessions and
-	// streams that peers hold open. 1 to 65536; 0: 256, or a quarter of Go's
-	// memory limit where that is less.
+	// MiB that peers can make the node use: half for what is queued for applications
+	// that do not take it, half for what peers hold open; 0: 256, or a quarter of Go's
+	// memory limit (`GOMEMLIMIT`) where that is less
 	Memory int
 }
 

@@ -74,7 +74,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 	}
 	compare(t, &Config{
 		Path:        "/etc/culvert/config.yaml",
-		NodeName:    "n1",
+		Node:        Node{Name: "n1"},
 		RunDir:      "/etc/culvert/run",
 		TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"),
 		Identity:    Identity{CA: CA{Dir: "/etc/ca", LeafTTL: 2 * time.Hour}, TrustFile: "/etc/culvert/trust.yaml"},

@@ -49,7 +49,7 @@ func Default(dir string) *Config {
 		name = "localhost"
 	}
 	return &Config{
-		NodeName:    name,
+		Node:        Node{Name: name},
 		RunDir:      defaultRunDir,
 		TrustDomain: spiffeid.RequireTrustDomainFromString(defaultTrustDomain),
 		Identity:    Identity{CA: CA{Dir: defaultCADir, LeafTTL: 24 * time.Hour}},
@@ -117,7 +117,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 	const aFile, aDir = "the path of a file", "the path of a folder"
 
 	o.Object("node", func(o *strict.Object) {
-		strict.Scalar(o, "name", &c.NodeName, "a host name, such as node-1", parseNodeName)
+		strict.Scalar(o, "name", &c.Node.Name, "a host name, such as node-1", parseNodeName)
 	})
 	strict.Scalar(o, "runDir", &c.RunDir, aDir, func(text string) (string, error) { return resolveRunDir(dir, text) })
 	o.TrustDomain("trustDomain", &c.TrustDomain)

@@ -23,7 +23,7 @@ func (c *Config) YAML() ([]byte, error) {
 	duration := func(name string, d time.Duration) yaml.MapItem { return item(name, strict.FormatDuration(d)) }
 
 	b, err := yaml.Marshal(yaml.MapSlice{
-		object("node", item("name", c.NodeName)),
+		object("node", item("name", c.Node.Name)),
 		item("runDir", c.RunDir),
 		item("trustDomain", c.TrustDomain.Name()),
 		object("identity",

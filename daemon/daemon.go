@@ -184,7 +184,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	undo.add(inBackground(ctx, func(ctx context.Context) { told.run(ctx, node.Events) }))
 	ready.Store(true)
 	pods := keeper.Status()
-	log.Info("ready", "version", opt.Version, "node", cfg.NodeName, "pods", len(pods),
+	log.Info("ready", "version", opt.Version, "node", cfg.Node.Name, "pods", len(pods),
 		"workloads", decided.store.Load().Workloads.Len(), "metrics", cfg.Metrics.Address.String())
 	if len(pods) == 0 {
 		log.Warn("no pod is enrolled: nothing is carried", "hint", "list this node's pods in "+cfg.Pods.File)

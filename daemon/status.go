@@ -56,7 +56,7 @@ type PodStatus struct {
 // serveStatus serves the Status.
 func (c *controls) serveStatus(w http.ResponseWriter, r *http.Request) {
 	out := Status{
-		PID: os.Getpid(), Version: c.version, Node: c.cfg.NodeName, Started: c.started, Ready: c.ready.Load(),
+		PID: os.Getpid(), Version: c.version, Node: c.cfg.Node.Name, Started: c.started, Ready: c.ready.Load(),
 		RunDir: c.cfg.RunDir, Config: c.cfg.Path, Cgroup: c.cgroup, MemoryLimit: c.memoryLimit, LogLevel: levelName(c.level),
 		Snapshot: c.store.Load().Version, Modes: []string{}, Files: c.reports.status(), Pods: []PodStatus{},
 	}
