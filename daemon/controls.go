@@ -40,7 +40,7 @@ type controls struct {
 	tunnel      *tunnel.Tunnel
 	existing    *existing
 	refusals    *telemetry.Refusals
-	metrics     *telemetry.Metrics
+	metrics     http.Handler
 }
 
 func (c *controls) mounts() []admin.Mount {
@@ -54,7 +54,7 @@ func (c *controls) mounts() []admin.Mount {
 		get("/connections/refused", c.serveRefused),
 		get("/workloads", c.serveWorkloads),
 		get("/certs", c.serveCerts),
-		{Pattern: "GET /metrics", Handler: c.metrics.Handler()},
+		{Pattern: "GET /metrics", Handler: c.metrics},
 		get("/log", c.serveLog),
 		get("/log-level", c.serveLevel),
 		{Pattern: "POST /log-level", Handler: http.HandlerFunc(c.setLevel)},

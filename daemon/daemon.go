@@ -141,7 +141,8 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 
 	var ready atomic.Bool
 	failed := make(chan error, 1)
-	undo.add(serveHTTP(metricsAt, metrics, &ready, failed))
+	scraped := metrics.Handler(func() { countLive(ctx, tun) })
+	undo.add(serveHTTP(metricsAt, scraped, &ready, failed))
 
 	beside := newExisting(cfg.Existing == config.ExistingReset, log)
 	undo.add(beside.close)
@@ -161,7 +162,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	c := &controls{
 		cfg: cfg, version: opt.Version, cgroup: node.Cgroup(), memoryLimit: memory, started: started, ready: &ready,
 		level: opt.Level, lines: opt.Lines, keeper: keeper, reports: reports, store: decided.store, issuer: issuer,
-		trust: trusted, tunnel: tun, existing: beside, refusals: recorder.Refusals, metrics: metrics,
+		trust: trusted, tunnel: tun, existing: beside, refusals: recorder.Refusals, metrics: scraped,
 	}
 	served, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"), c.mounts()...)
 	if err != nil {
@@ -282,6 +283,16 @@ func (p podStates) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// countWait bounds how long a scrape waits for the loops to count the bytes of
+// live connections: a loop that is behind has them counted at the next one.
+const countWait = 500 * time.Millisecond
+
+func countLive(ctx context.Context, tun *tunnel.Tunnel) {
+	ctx, cancel := context.WithTimeout(ctx, countWait)
+	defer cancel()
+	tun.Count(ctx)
+}
+
 func listenHTTP(addr netip.AddrPort) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
@@ -293,9 +304,9 @@ func listenHTTP(addr netip.AddrPort) (net.Listener, error) {
 }
 
 // serveHTTP serves metrics and readiness.
-func serveHTTP(l net.Listener, metrics *telemetry.Metrics, ready *atomic.Bool, failed chan<- error) (stop func() error) {
+func serveHTTP(l net.Listener, metrics http.Handler, ready *atomic.Bool, failed chan<- error) (stop func() error) {
 	mux := http.NewServeMux()
-	mux.Handle("/metrics", metrics.Handler())
+	mux.Handle("/metrics", metrics)
 	mux.HandleFunc("/healthz/live", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
 		if !ready.Load() {

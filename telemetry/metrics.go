@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/culvert-mesh/culvert/identity"
 )
@@ -126,9 +127,16 @@ func NewMetrics(c MetricsConfig) *Metrics {
 // Registry is for parts that own counters of their own.
 func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
 
-// Handler serves the metrics in the formats of Prometheus.
-func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+// Handler serves the metrics in the formats of Prometheus. Before each scrape it
+// calls first, which brings counters up to date; nil: they are.
+func (m *Metrics) Handler(first func()) http.Handler {
+	gather := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		if first != nil {
+			first()
+		}
+		return m.registry.Gather()
+	})
+	return promhttp.HandlerFor(gather, promhttp.HandlerOpts{
 		// One scrape in flight and one behind it: the endpoint is no way to
 		// keep the node busy.
 		MaxRequestsInFlight: 2,

@@ -133,7 +133,7 @@ type Flow struct {
 }
 
 // Progress counts what has come since the last call. The arguments are totals
-// since the connection began; call it now and then for long connections.
+// since the connection began.
 func (f *Flow) Progress(fromClient, toClient uint64) {
 	if f.series == nil {
 		return

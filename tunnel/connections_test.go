@@ -2,15 +2,11 @@
 
 package tunnel
 
-import (
-	"testing"
+import "testing"
 
-	"github.com/culvert-mesh/culvert/telemetry"
-)
-
-// A walk tells of each connection once, in bounded turns, also while connections
+// A walk visits each connection once, in bounded turns, also while connections
 // end, the one that would be next among them, and beside another walk.
-func TestListingTellsOfEachOnce(t *testing.T) {
+func TestWalkVisitsEachOnce(t *testing.T) {
 	const many = 3*recheckShare + 7
 	conns := make([]*asked, many)
 	counts := [2]int{}
@@ -24,7 +20,7 @@ func TestListingTellsOfEachOnce(t *testing.T) {
 		// The newest comes first: the one after it is next, and ends.
 		conns[many-5].telling = func() { conns[many-6].live.unlink() }
 		for i := range counts {
-			w.list(&listing{take: func(*telemetry.Connection) { counts[i]++ }, done: func() { ended <- struct{}{} }})
+			w.walk(&walk{visit: func(l liveConnection) { l.seen(); counts[i]++ }, done: func() { ended <- struct{}{} }})
 		}
 		if counts[0] > recheckShare {
 			t.Errorf("%d in one turn", counts[0])

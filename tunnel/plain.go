@@ -214,11 +214,19 @@ func (c *plain) record() *telemetry.Connection {
 // seen is the record with what has been moved by now.
 func (c *plain) seen() *telemetry.Connection {
 	r := c.record()
-	if c.pipe != nil {
-		r.FromClient, r.ToClient = c.pipe.FromClient(), c.pipe.ToClient()
-	}
+	r.FromClient, r.ToClient = c.moved()
 	return r
 }
+
+// moved is how many bytes have come from the client, and how many gone to it.
+func (c *plain) moved() (fromClient, toClient uint64) {
+	if c.pipe == nil {
+		return 0, 0
+	}
+	return c.pipe.FromClient(), c.pipe.ToClient()
+}
+
+func (c *plain) count() { c.flow.Progress(c.moved()) }
 
 func (c *plain) tuple() tuple { return tuple{client: c.src, local: c.dst} }
 

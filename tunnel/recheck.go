@@ -16,18 +16,23 @@ import (
 // about: some 50 us of work, so that the others' bytes do not wait for it.
 const recheckShare = 256
 
+// liveConnection is a connection of any kind.
+type liveConnection interface {
+	// version is that of the snapshot that the connection rests on.
+	version() uint64
+	// recheck ends the connection if it may not be by s, else it rests on s from
+	// then on.
+	recheck(s *snapshot.Snapshot)
+	// seen is its record as it is now.
+	seen() *telemetry.Connection
+	// count counts the bytes that it has moved by now.
+	count()
+}
+
 // live is a connection's place in the list of the worker on whose loop its
 // relay is. A new snapshot goes through that list.
 type live struct {
-	conn interface {
-		// version is that of the snapshot that the connection rests on.
-		version() uint64
-		// recheck ends the connection if it may not be by s, else it rests
-		// on s from then on.
-		recheck(s *snapshot.Snapshot)
-		// seen is its record as it is now.
-		seen() *telemetry.Connection
-	}
+	conn       liveConnection
 	on         *worker // nil: in no list
 	prev, next *live
 }
@@ -39,7 +44,7 @@ type lives struct {
 	snap   *snapshot.Snapshot // what they are asked about
 	asking bool
 
-	listings map[*listing]struct{} // those under way
+	walks map[*walk]struct{} // those under way
 }
 
 // link adds a connection. A snapshot that has come since it was decided may end
@@ -64,9 +69,9 @@ func (l *live) unlink() {
 	if w.lives.cursor == l {
 		w.lives.cursor = l.next
 	}
-	for walk := range w.lives.listings {
-		if walk.cursor == l {
-			walk.cursor = l.next
+	for k := range w.lives.walks {
+		if k.cursor == l {
+			k.cursor = l.next
 		}
 	}
 	if l.prev != nil {

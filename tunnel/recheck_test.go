@@ -34,6 +34,8 @@ func (a *asked) seen() *telemetry.Connection {
 	return &telemetry.Connection{}
 }
 
+func (a *asked) count() {}
+
 func (a *asked) recheck(s *snapshot.Snapshot) {
 	a.times++
 	a.rests = s.Version
@@ -60,7 +62,7 @@ func onLoop(t *testing.T, steps ...func(w *worker)) {
 		idle := make(chan bool)
 		deadline := time.Now().Add(5 * time.Second)
 		for {
-			l.Post(func() { idle <- !w.lives.asking && len(w.lives.listings) == 0 })
+			l.Post(func() { idle <- !w.lives.asking && len(w.lives.walks) == 0 })
 			if <-idle {
 				break
 			}
