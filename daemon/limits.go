@@ -13,6 +13,7 @@ type peerLimits struct {
 	tunnel       *tunnel.Tunnel
 	met          *prometheus.Desc
 	memory, size *prometheus.Desc
+	unsaid       *prometheus.Desc
 }
 
 func newPeerLimits(t *tunnel.Tunnel) peerLimits {
@@ -23,17 +24,27 @@ func newPeerLimits(t *tunnel.Tunnel) peerLimits {
 		memory: prometheus.NewDesc("culvert_peer_memory_bytes",
 			"Memory that peers make the node use: queued for applications that do not take it, and what sessions and streams that peers hold open are charged at.", []string{"use"}, nil),
 		size: prometheus.NewDesc("culvert_peer_memory_limit_bytes",
-			"What both uses of culvert_peer_memory_bytes may be together; each may be half of it.", nil, nil),
+			"What both uses of culvert_peer_memory_bytes may be together, in bytes; each may be half of it.", nil, nil),
+		unsaid: prometheus.NewDesc("culvert_log_suppressed_total",
+			"Lines that ztunnel's own log lacks since peers had caused too many of a kind in a second, by what they are about.", []string{"about"}, nil),
 	}
 }
 
 // Describe is prometheus.Collector's.
-func (p peerLimits) Describe(ch chan<- *prometheus.Desc) { ch <- p.met; ch <- p.memory; ch <- p.size }
+func (p peerLimits) Describe(ch chan<- *prometheus.Desc) {
+	ch <- p.met
+	ch <- p.memory
+	ch <- p.size
+	ch <- p.unsaid
+}
 
 // Collect is prometheus.Collector's.
 func (p peerLimits) Collect(ch chan<- prometheus.Metric) {
 	for name, n := range p.tunnel.Limits() {
 		ch <- prometheus.MustNewConstMetric(p.met, prometheus.CounterValue, float64(n), name)
+	}
+	for about, n := range p.tunnel.Unsaid() {
+		ch <- prometheus.MustNewConstMetric(p.unsaid, prometheus.CounterValue, float64(n), about)
 	}
 	queued, open, size := p.tunnel.Memory()
 	ch <- prometheus.MustNewConstMetric(p.memory, prometheus.GaugeValue, float64(queued), "queued")

@@ -97,9 +97,10 @@ func Reasons() []Reason {
 // Failure is a handshake's failure with its reason. Detail is for people and
 // names the certificate at fault.
 type Failure struct {
-	Reason Reason
-	Detail string
-	Err    error // what it came from; may be nil
+	Reason  Reason
+	Detail  string
+	Claimed string // the URI of the peer's certificate, which proves nothing; empty: there is none
+	Err     error  // what it came from; may be nil
 }
 
 // Error is error's.

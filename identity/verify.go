@@ -41,6 +41,14 @@ func (v Verifier) Verify(chain []*x509.Certificate, expect spiffeid.ID) (Peer, *
 	if len(chain) == 0 {
 		return Peer{}, &Failure{Reason: ReasonNoCertificate, Detail: "the peer sent no certificate"}
 	}
+	peer, failure := v.verify(chain, expect)
+	if failure != nil && len(chain[0].URIs) > 0 {
+		failure.Claimed = shorten(chain[0].URIs[0].String())
+	}
+	return peer, failure
+}
+
+func (v Verifier) verify(chain []*x509.Certificate, expect spiffeid.ID) (Peer, *Failure) {
 	leaf := chain[0]
 	if len(chain) > MaxChain {
 		return Peer{}, fail(ReasonSVIDMalformed, leaf, nil, "a chain of %d certificates, at most %d are taken", len(chain), MaxChain)
@@ -244,12 +252,14 @@ func describe(c *x509.Certificate) string {
 }
 
 // cut quotes what comes from a peer, and keeps the log from being filled by it.
-func cut(s string) string {
+func cut(s string) string { return strconv.Quote(shorten(s)) }
+
+func shorten(s string) string {
 	const most = 200 // bytes
 	if len(s) > most {
 		s = s[:most] + "…"
 	}
-	return strconv.Quote(s)
+	return s
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

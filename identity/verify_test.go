@@ -192,6 +192,13 @@ func wantFailure(t *testing.T, v identity.Verifier, certs []*x509.Certificate, e
 	if !peer.ID.IsZero() || peer.Certificate != nil || peer.Path != nil {
 		t.Errorf("a refused peer has values: %+v", peer)
 	}
+	claimed := ""
+	if len(certs) > 0 && len(certs[0].URIs) > 0 {
+		claimed = certs[0].URIs[0].String()
+	}
+	if !strings.HasPrefix(claimed, strings.TrimSuffix(failure.Claimed, "…")) || (failure.Claimed == "") != (claimed == "") || len(failure.Claimed) > 210 {
+		t.Errorf("the peer claims to be %q, want %q", failure.Claimed, claimed)
+	}
 	for _, d := range details {
 		if !strings.Contains(failure.Detail, d) {
 			t.Errorf("detail %q lacks %q", failure.Detail, d)

@@ -263,7 +263,7 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 	if err != nil {
 		var f *identity.Failure
 		if errors.As(err, &f) { // our own certificate's time is over
-			t.recordHandshake(k.pod, telemetry.ReporterSource, k.dst, nil, f)
+			t.dialShook(k, nil, f)
 		}
 		return nil, &issuanceError{err}
 	}
@@ -285,7 +285,7 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 	if err != nil {
 		var f *identity.Failure
 		if errors.As(err, &f) {
-			t.recordHandshake(k.pod, telemetry.ReporterSource, k.dst, nil, f)
+			t.dialShook(k, nil, f)
 		}
 		// Who waits for the dial does not wait for this.
 		if !k.pod.start(func() { c.part(k.pod.ctx) }) {

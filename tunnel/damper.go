@@ -5,6 +5,7 @@ package tunnel
 import (
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,10 +15,12 @@ const saidEverySecond = 50
 
 // damper bounds lines of the log. Its zero value is ready for use.
 type damper struct {
+	unsaid atomic.Uint64 // lines in all that were not written
+
 	mu    sync.Mutex // guards what follows
 	since time.Time
 	said  int
-	held  int
+	held  int // lines since the last one
 }
 
 // warn writes a line, unless there are too many like it, and says how many had
@@ -42,9 +45,16 @@ func (d *damper) say(now time.Time) (held int, ok bool) {
 	}
 	if d.said >= saidEverySecond {
 		d.held++
+		d.unsaid.Add(1)
 		return 0, false
 	}
 	d.said++
 	held, d.held = d.held, 0
 	return held, true
+}
+
+// Unsaid has what the log is about that a peer can cause, with how many lines it
+// lacks since there were too many in a second.
+func (t *Tunnel) Unsaid() map[string]uint64 {
+	return map[string]uint64{"peers": t.failed.unsaid.Load(), "memory": t.hoarded.unsaid.Load()}
 }

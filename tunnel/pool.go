@@ -271,7 +271,7 @@ func (e *entry) close(err error) {
 // Established is relay.TrunkOwner's: the peer has accepted our certificate.
 func (c *clientTrunk) Established(*relay.Trunk) {
 	c.established = true
-	c.e.key.pod.t.recordHandshake(c.e.key.pod, telemetry.ReporterSource, c.e.key.dst, c.hs, nil)
+	c.e.key.pod.t.dialShook(c.e.key, c.hs, nil)
 }
 
 // Request is relay.TrunkOwner's. A server opens no streams.
@@ -286,7 +286,7 @@ func (c *clientTrunk) Closed(_ *relay.Trunk, err error) {
 	var alert *record.PeerAlert
 	if !c.established && errors.As(err, &alert) {
 		c.failure = handshake.FromAlert(alert)
-		c.e.key.pod.t.recordHandshake(c.e.key.pod, telemetry.ReporterSource, c.e.key.dst, c.hs, c.failure)
+		c.e.key.pod.t.dialShook(c.e.key, c.hs, c.failure)
 	}
 	if c.w == c.e.w {
 		c.unusable = true

@@ -3,10 +3,13 @@
 package tunnel
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http2"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -16,18 +19,48 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
 
-// recordHandshake hands over one handshake's result. hs is nil where it
-// failed; f is nil where it succeeded.
-func (t *Tunnel) recordHandshake(p *Pod, rep telemetry.Reporter, peer netip.Addr, hs *handshake.Result, f *identity.Failure) {
+// dialShook hands over the result of a handshake that we began; see shook.
+func (t *Tunnel) dialShook(k poolKey, hs *handshake.Result, f *identity.Failure) {
+	t.shook(k.pod, telemetry.ReporterSource, k.dst, k.id, hs, f)
+}
+
+// peerShook hands over the result of a handshake that a peer began; see shook. Of
+// such a peer nothing is expected but that it is one of the mesh's.
+func (t *Tunnel) peerShook(p *Pod, peer netip.Addr, hs *handshake.Result, f *identity.Failure) {
+	t.shook(p, telemetry.ReporterDestination, peer, spiffeid.ID{}, hs, f)
+}
+
+// shook hands over one handshake's result. hs is nil where it did not end, f where
+// all went well; both are there where the end was not the last word.
+func (t *Tunnel) shook(p *Pod, rep telemetry.Reporter, peer netip.Addr, expected spiffeid.ID, hs *handshake.Result, f *identity.Failure) {
 	h := telemetry.Handshake{Reporter: rep}
 	if hs != nil {
 		h.Duration = hs.Duration
 	}
 	if f != nil {
 		h.Reason = string(f.Reason)
-		t.failed.warn(t.cfg.Logger, "handshake failed", "reporter", string(rep), "workload", p.Key, "peer", peer.String(), "reason", h.Reason, "detail", f.Detail)
 	}
 	t.cfg.Recorder.Handshake(h)
+
+	log := t.cfg.Logger
+	if f == nil && !log.Enabled(t.ctx, slog.LevelDebug) {
+		return
+	}
+	args := []any{"reporter", string(rep), "workload", p.Key, "peer", peer.String()}
+	if !expected.IsZero() {
+		args = append(args, "expected", expected.String())
+	}
+	switch {
+	case hs != nil:
+		args = append(args, "identity", hs.Peer.ID.String())
+	case f != nil && f.Claimed != "":
+		args = append(args, "claimed", f.Claimed)
+	}
+	if f != nil {
+		t.failed.warn(log, "handshake failed", append(args, "reason", h.Reason, "detail", f.Detail)...)
+		return
+	}
+	log.Debug("handshake succeeded", append(args, "duration", h.Duration, "cipher", tls.CipherSuiteName(hs.CipherSuite), "group", hs.Group.String())...)
 }
 
 // shed says that streams were reset to keep the budget.

@@ -38,7 +38,7 @@ func (p *Pod) acceptPeer(fd int) {
 	src, err := t.sources.greet(remote.Addr())
 	if err != nil {
 		refuse(fd)
-		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, &identity.Failure{Reason: identity.ReasonTimeout, Detail: err.Error()})
+		t.peerShook(p, remote.Addr(), nil, &identity.Failure{Reason: identity.ReasonTimeout, Detail: err.Error()})
 		return
 	}
 	if !p.start(func() {
@@ -60,7 +60,7 @@ func (p *Pod) acceptNone(fd int) {
 	_, remote, ok := ends(fd)
 	refuse(fd)
 	if ok {
-		p.t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, &identity.Failure{Reason: identity.ReasonTimeout, Detail: errNoDescriptors.Error()})
+		p.t.peerShook(p, remote.Addr(), nil, &identity.Failure{Reason: identity.ReasonTimeout, Detail: errNoDescriptors.Error()})
 	}
 }
 
@@ -73,7 +73,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort, src *source
 		c.Close()
 		var f *identity.Failure
 		if errors.As(err, &f) { // our own certificate's time is over
-			t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
+			t.peerShook(p, remote.Addr(), nil, f)
 			return false
 		}
 		t.cfg.Logger.Error("no certificate for workload", "identity", p.Identity, "err", err)
@@ -85,7 +85,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort, src *source
 		if !errors.As(err, &f) {
 			f = &identity.Failure{Reason: identity.ReasonTLSProtocol, Detail: err.Error(), Err: err}
 		}
-		t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
+		t.peerShook(p, remote.Addr(), nil, f)
 		c.part(p.ctx)
 		return false
 	}
@@ -106,7 +106,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort, src *source
 		if f := t.revoked(hs); f != nil { // since the handshake
 			refuse(d.fd)
 			t.sources.part(src)
-			t.recordHandshake(p, telemetry.ReporterDestination, remote.Addr(), nil, f)
+			t.peerShook(p, remote.Addr(), hs, f)
 			return
 		}
 		trunk, err := w.NewTrunk(d.fd, d.session, in, t.trunkConfig(hs, src))
@@ -137,7 +137,7 @@ type inboundTrunk struct {
 
 // Established is relay.TrunkOwner's.
 func (in *inboundTrunk) Established(*relay.Trunk) {
-	in.pod.t.recordHandshake(in.pod, telemetry.ReporterDestination, in.remote.Addr(), in.hs, nil)
+	in.pod.t.peerShook(in.pod, in.remote.Addr(), in.hs, nil)
 }
 
 // Closed is relay.TrunkOwner's.

@@ -110,7 +110,7 @@ func TestDamperWarn(t *testing.T) {
 	d.said = saidEverySecond
 	d.since = time.Now().Add(time.Hour) // this second lasts
 	d.warn(log, "three")
-	if said.String() != want || d.held != 1 {
-		t.Errorf("said %q, held back %d", said.String(), d.held)
+	if said.String() != want || d.held != 1 || d.unsaid.Load() != 1 {
+		t.Errorf("said %q, held back %d, %d in all", said.String(), d.held, d.unsaid.Load())
 	}
 }

@@ -62,7 +62,14 @@ func (w *watch) failed(reporter string, reason identity.Reason, detail string) {
 		t.Error(err)
 		return
 	}
-	for _, want := range []string{"reporter=" + reporter + " ", "reason=" + string(reason) + " ", detail} {
+	wants := []string{"reporter=" + reporter + " ", "reason=" + string(reason) + " ", "peer=", detail}
+	if reporter == "source" {
+		wants = append(wants, "expected=spiffe://") // whom it has called
+	}
+	if reason == identity.ReasonIdentityMismatch || reason == identity.ReasonChainValidationFailed {
+		wants = append(wants, "claimed=spiffe://")
+	}
+	for _, want := range wants {
 		if !strings.Contains(line, want) {
 			t.Errorf("%s logs %q, want %q in it", w.d.Node.Name, line, want)
 		}
