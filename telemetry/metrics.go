@@ -157,9 +157,7 @@ func (m *Metrics) Handshake(h Handshake) {
 // Opened counts a connection that was accepted and let through, and returns the
 // handle of its series.
 func (m *Metrics) Opened(c *Connection) Flow {
-	s := m.traffic.find(c)
-	s.opened.Inc()
-	return Flow{series: s}
+	return Flow{series: m.traffic.open(c)}
 }
 
 // Closed counts a connection that has ended. f is what Opened returned; nil or
@@ -173,7 +171,7 @@ func (m *Metrics) Closed(f *Flow, c *Connection) {
 	}
 	if f != nil && f.series != nil {
 		f.Progress(c.FromClient, c.ToClient)
-		f.series.closed.Inc()
+		f.series.end(c.Start.Add(c.Duration))
 		f.series = nil
 	}
 }

@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/policy"
@@ -160,21 +162,79 @@ func TestAReasonThatIsNotListedMakesOneSeries(t *testing.T) {
 	}
 }
 
+// 10,000 peers, each with its connection, and the series stay below the bound:
+// those that do not fit are counted together.
 func TestSeriesAreBounded(t *testing.T) {
+	const peers = 10_000
 	m := testMetrics(t)
-	c := sample()
-	for i := range maxSeries + 100 {
-		c.Src.Workload = fmt.Sprint(i)
-		m.Opened(&c)
+	churn := func(from int) {
+		c := sample()
+		for i := range peers {
+			c.Src.Workload = fmt.Sprint("peer-", from+i)
+			c.Src.Identity = spiffeid.RequireFromString("spiffe://cluster.local/ns/demo/sa/" + c.Src.Workload)
+			f := m.Opened(&c)
+			m.Closed(&f, &c)
+		}
 	}
-	if got := testutil.CollectAndCount(m.traffic.opened); got != maxSeries+1 {
-		t.Errorf("%d series, want %d and one for the rest", got, maxSeries)
+	check := func(rest float64) {
+		t.Helper()
+		for _, v := range []*prometheus.CounterVec{m.traffic.opened, m.traffic.closed, m.traffic.sent, m.traffic.received} {
+			if got := count(v); got != maxSeries+1 {
+				t.Errorf("%d series, want %d and one for the rest", got, maxSeries)
+			}
+		}
+		other := m.traffic.opened.WithLabelValues("source", "other", "other", "unknown", "other", "other", "unknown", "mutual_tls")
+		if got := testutil.ToFloat64(other); got != rest {
+			t.Errorf("%v connections are among the rest, want %v", got, rest)
+		}
 	}
-	other := sample()
-	other.Src.Workload = "not seen before"
-	f := m.Opened(&other)
-	if got := testutil.ToFloat64(f.series.opened); got != 101 {
-		t.Errorf("the rest has %v", got)
+	churn(0)
+	check(peers - maxSeries)
+	churn(0) // the same again: those that have a series keep it
+	check(2 * (peers - maxSeries))
+	churn(peers) // others
+	check(2*(peers-maxSeries) + peers)
+}
+
+// count is how many series a metric has.
+func count(c prometheus.Collector) int {
+	ch := make(chan prometheus.Metric, 2*maxSeries)
+	c.Collect(ch)
+	return len(ch)
+}
+
+// Where there is no room, those make some that had no connection for long. One
+// that is open is never taken away.
+func TestSeriesOfTheGoneMakeRoom(t *testing.T) {
+	m := testMetrics(t)
+	old := sample()
+	for i := range maxSeries {
+		old.Src.Workload = fmt.Sprint("old-", i)
+		f := m.Opened(&old)
+		if i > 0 { // the first one stays open
+			m.Closed(&f, &old)
+		}
+	}
+	open := sample()
+	open.Src.Workload = "old-0"
+	late := sample()
+	late.Start = late.Start.Add(idleSeries / 2)
+	late.Src.Workload = "too soon"
+	m.Opened(&late)
+	if got := count(m.traffic.opened); got != maxSeries+1 {
+		t.Fatalf("%d series after half the time, want %d and one for the rest", got, maxSeries)
+	}
+	late.Start = late.Start.Add(idleSeries)
+	late.Src.Workload = "new"
+	f := m.Opened(&late)
+	if got := count(m.traffic.opened); got != 3 {
+		t.Errorf("%d series after the time, want that of the open connection, the new one, and that for the rest", got)
+	}
+	if got := testutil.ToFloat64(f.series.opened); got != 1 {
+		t.Errorf("the new one has %v connections", got)
+	}
+	if f := m.Opened(&open); testutil.ToFloat64(f.series.opened) != 2 {
+		t.Error("the open connection's series has begun again")
 	}
 }
 

@@ -4,14 +4,24 @@ package telemetry
 
 import (
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// maxSeries bounds the pairs of workloads that are counted apart (about 5 KiB
-// each); pairs beyond it are counted together, as workload "other".
-const maxSeries = 8192
+const (
+	// maxSeries bounds the pairs of workloads that are counted apart (about 5 KiB
+	// each); pairs beyond it are counted together, as workload "other".
+	maxSeries = 8192
+	// idleSeries is how long a pair is kept that has no connection, once there are
+	// as many pairs as there may be. To a reader that is a counter which starts
+	// again: the pods of last month do not push those of today into "other".
+	idleSeries = time.Hour
+	// sweepEvery is how often those are looked for.
+	sweepEvery = time.Minute
+)
 
 // labels of the traffic counters: those of Istio's that are known here.
 func labels() []string {
@@ -46,14 +56,18 @@ func (p pair) other() pair {
 // series has the counters of one pair.
 type series struct {
 	opened, closed, sent, received prometheus.Counter
+
+	live atomic.Int64 // connections that are open; those that open hold the traffic's mu
+	used atomic.Int64 // when one last was opened or ended, in Unix nanoseconds
 }
 
-// traffic finds series. A series, once made, stays.
+// traffic finds series.
 type traffic struct {
 	opened, closed, sent, received *prometheus.CounterVec
 
 	mu    sync.RWMutex
 	known map[pair]*series // guarded by mu
+	swept time.Time        // guarded by mu; by the times of connections, as used is
 }
 
 func (t *traffic) init(r prometheus.Registerer) {
@@ -69,8 +83,9 @@ func (t *traffic) init(r prometheus.Registerer) {
 	t.known = map[pair]*series{}
 }
 
-// find returns the series of a connection. It allocates only the first time.
-func (t *traffic) find(c *Connection) *series {
+// open counts a connection in, and returns its series. It allocates only for the
+// first one of a pair.
+func (t *traffic) open(c *Connection) *series {
 	p := pair{
 		reporter: ReporterOf(c.Direction),
 		source:   c.Src.Workload, sourceNS: c.Src.Namespace, sourceID: c.Src.Identity,
@@ -82,33 +97,77 @@ func (t *traffic) find(c *Connection) *series {
 	}
 	t.mu.RLock()
 	s := t.known[p]
-	if s == nil && len(t.known) >= maxSeries {
-		p = p.other()
-		s = t.known[p]
+	if s != nil {
+		s.live.Add(1)
 	}
 	t.mu.RUnlock()
-	if s != nil {
-		return s
+	if s == nil {
+		s = t.add(p, c.Start)
 	}
+	s.opened.Inc()
+	s.used.Store(c.Start.UnixNano())
+	return s
+}
+
+// add returns the series of a pair that had none, or that for the rest, with a
+// connection more.
+func (t *traffic) add(p pair, now time.Time) *series {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.known[p]; s != nil {
-		return s
+	if t.known[p] == nil && len(t.known) >= maxSeries {
+		t.sweep(now)
+		if len(t.known) >= maxSeries {
+			p = p.other()
+		}
 	}
-	values := []string{
+	s := t.known[p]
+	if s == nil {
+		values := p.values()
+		s = &series{
+			opened:   t.opened.WithLabelValues(values...),
+			closed:   t.closed.WithLabelValues(values...),
+			sent:     t.sent.WithLabelValues(values...),
+			received: t.received.WithLabelValues(values...),
+		}
+		t.known[p] = s
+	}
+	s.live.Add(1)
+	return s
+}
+
+// sweep drops the series of pairs that were not used lately. The caller holds mu.
+func (t *traffic) sweep(now time.Time) {
+	if now.Sub(t.swept) < sweepEvery {
+		return
+	}
+	t.swept = now
+	old := now.Add(-idleSeries).UnixNano()
+	for p, s := range t.known {
+		if p == p.other() || s.live.Load() > 0 || s.used.Load() > old {
+			continue
+		}
+		delete(t.known, p)
+		for _, v := range []*prometheus.CounterVec{t.opened, t.closed, t.sent, t.received} {
+			v.DeleteLabelValues(p.values()...)
+		}
+	}
+}
+
+// end counts a connection out that ended at a time.
+func (s *series) end(at time.Time) {
+	s.closed.Inc()
+	s.used.Store(at.UnixNano())
+	s.live.Add(-1)
+}
+
+// values are those of the labels.
+func (p pair) values() []string {
+	return []string{
 		string(p.reporter),
 		known(p.source), known(p.sourceNS), principal(p.sourceID),
 		known(p.target), known(p.destNS), principal(p.destID),
 		string(p.security),
 	}
-	s = &series{
-		opened:   t.opened.WithLabelValues(values...),
-		closed:   t.closed.WithLabelValues(values...),
-		sent:     t.sent.WithLabelValues(values...),
-		received: t.received.WithLabelValues(values...),
-	}
-	t.known[p] = s
-	return s
 }
 
 func known(s string) string {
