@@ -112,7 +112,8 @@ func (e *env) pins(d *lab.Daemon) string {
 // 500 pods are enrolled and released under the traffic of another, fifty at a
 // time: nothing of them is left.
 func TestManyPodsComeAndGo(t *testing.T) {
-	const at, rounds = 50, 10
+	const at = 50
+	rounds := max(2, 10/int(lab.Slowness()))
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute*lab.Slowness())
 	t.Cleanup(cancel)
 	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: at + 1, Prefix: prefix})

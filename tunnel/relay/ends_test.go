@@ -114,7 +114,9 @@ func TestDataFollowedByResetNeverHangs(t *testing.T) {
 				saw <- seen{len(b), err}
 			}})
 			t.Cleanup(let)
-			for i := range tt.n {
+			n := 0
+			for i := 0; i < tt.n; i += pace {
+				n++
 				c := r.dial()
 				if tt.answer {
 					if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
@@ -144,7 +146,7 @@ func TestDataFollowedByResetNeverHangs(t *testing.T) {
 				}
 			}
 			let()
-			for i := range tt.n {
+			for i := range n {
 				if s := receive(t, saw, "what the server saw"); !errors.Is(s.err, unix.ECONNRESET) {
 					t.Fatalf("server %d saw %v after %d bytes, want a reset", i, s.err, s.n)
 				}

@@ -191,7 +191,7 @@ func TestPipeDataFollowedByResetNeverHangs(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newPipes(t)
-			for i := range tt.n {
+			for i := 0; i < tt.n; i += pace {
 				buffers := 512 << 10
 				if !tt.read {
 					buffers = 16 << 10

@@ -27,6 +27,9 @@ import (
 // patience is how long anything may take that is expected to happen.
 var patience = 20 * time.Second * lab.Slowness()
 
+// pace is the step of long loops: an emulated machine tries each tenth size.
+var pace = int(lab.Slowness())
+
 // rigConfig says what a rig is made of.
 type rigConfig struct {
 	loops          int                                // of the two trunks: 1 or 2

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/tunnel/h2"
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
@@ -62,7 +63,7 @@ func TestAnswersThatAreNotRead(t *testing.T) {
 // A peer that goes on sending and takes nothing is given up; one that reads a
 // little now and then is not.
 func TestPeerThatDoesNotRead(t *testing.T) {
-	const dead = 300 * time.Millisecond
+	dead := 300 * time.Millisecond * lab.Slowness()
 	for _, reads := range []bool{false, true} {
 		r := emptyRig(t, rigConfig{server: relay.TrunkConfig{PingAfter: dead / 2, DeadAfter: dead}, serve: func(c net.Conn, _ string) {
 			for b := make([]byte, 64<<10); ; {
