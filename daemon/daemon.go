@@ -45,6 +45,7 @@ type Options struct {
 	Version   string
 	AccessLog io.Writer        // default: standard output
 	Reload    <-chan os.Signal // each value has the files read again at once; nil: none
+	Ready     func()           // is called once, when each pod was tried; nil: nobody asks
 }
 
 // Run runs the node's data plane until ctx ends. An error means that it could
@@ -90,6 +91,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		return err
 	}
 	undo.add(node.Close)
+	announce(log, cfg, opt.Version, node)
 	if err := errors.Join(node.SetMeshCIDRs(cfg.Mesh.CIDRs), node.SetBypass(cfg.Bypass.CIDRs), decided.steer(node)); err != nil {
 		return err
 	}
@@ -188,7 +190,10 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	log.Info("ready", "version", opt.Version, "node", cfg.Node.Name, "pods", len(pods),
 		"workloads", decided.store.Load().Workloads.Len(), "metrics", cfg.Metrics.Address.String())
 	if len(pods) == 0 {
-		log.Warn("no pod is enrolled: nothing is carried", "hint", "list this node's pods in "+cfg.Pods.File)
+		log.Warn("no pod is listed: nothing is carried", "hint", noPodsHint(cfg.Pods.File, cfg.Workloads.File))
+	}
+	if opt.Ready != nil {
+		opt.Ready()
 	}
 
 	select {
@@ -198,6 +203,26 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	case err := <-failed:
 		return err
 	}
+}
+
+// announce says what of the node is used, for who looks for it.
+func announce(log *slog.Logger, cfg *config.Config, version string, node *redirect.Node) {
+	namespace := func(kind string) string {
+		name, err := os.Readlink("/proc/self/ns/" + kind)
+		if err != nil {
+			return err.Error()
+		}
+		return name
+	}
+	log.Info("starting", "version", version, "pid", os.Getpid(), "node", cfg.Node.Name, "config", cfg.Path,
+		"workloads", cfg.Workloads.File, "pods", cfg.Pods.File, "policy", cfg.Policy.File, "trust", cfg.Identity.TrustFile, "ca", cfg.Identity.CA.Dir,
+		"run_dir", cfg.RunDir, "bpffs", node.Pins(), "cgroup", node.CgroupDir(), "netns", namespace("net"), "mntns", namespace("mnt"))
+}
+
+// noPodsHint has entries of both files to copy.
+func noPodsHint(pods, workloads string) string {
+	const entry = "name: web, serviceAccount: web, addresses: [10.0.1.7]"
+	return fmt.Sprintf("list this node's pods in %s, such as: pods: [{%s, netns: /run/netns/web}], and the workloads of all nodes in %s: workloads: [{%s}]; they are read as soon as they change", pods, entry, workloads, entry)
 }
 
 // inBackground runs f until stop, which waits for it.

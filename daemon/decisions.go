@@ -67,8 +67,9 @@ type decisionLog struct {
 
 	buckets map[bucketKey]*bucket // of the goroutine that has the events
 
-	mu   sync.Mutex // guards pods
-	pods map[string]pod.Pod
+	mu     sync.Mutex // guards what follows
+	pods   map[string]pod.Pod
+	warned map[string]bool // pods that have refused plaintext, by key
 }
 
 type bucketKey struct{ pod, decision string }
@@ -82,7 +83,7 @@ type bucket struct {
 
 func newDecisionLog(record func(*telemetry.Connection), store *snapshot.Store, log *slog.Logger, registry *prometheus.Registry) *decisionLog {
 	d := &decisionLog{
-		record: record, store: store, log: log, known: loggedDecisions(), buckets: map[bucketKey]*bucket{}, pods: map[string]pod.Pod{},
+		record: record, store: store, log: log, known: loggedDecisions(), buckets: map[bucketKey]*bucket{}, pods: map[string]pod.Pod{}, warned: map[string]bool{},
 		suppressed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "culvert_access_log_suppressed_total",
 			Help: "Decisions in the kernel that have no line of their own in the access log, since a pod had too many of them at once.",
@@ -105,6 +106,7 @@ func (d *decisionLog) remove(p pod.Pod) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.pods, p.Key())
+	delete(d.warned, p.Key())
 }
 
 // run writes until ctx ends. It is tried again where the kernel's side fails.
@@ -135,12 +137,37 @@ func (d *decisionLog) take(e redirect.Event) {
 	if !ok {
 		return
 	}
+	if e.Decision == "strict_refused" {
+		d.warn(e)
+	}
 	skipped, ok := d.admit(e)
 	if !ok {
 		d.suppressed.WithLabelValues(e.Decision).Inc()
 		return
 	}
 	d.record(d.connection(e, known, skipped))
+}
+
+// warn logs the first plaintext that a pod refuses, with the mend: who has just
+// enrolled it looks at the log, and sees that a client or a probe has failed. The
+// access log has each one.
+func (d *decisionLog) warn(e redirect.Event) {
+	d.mu.Lock()
+	p, ok := d.pods[e.Pod]
+	told := d.warned[e.Pod]
+	if ok {
+		d.warned[e.Pod] = true
+	}
+	d.mu.Unlock()
+	if !ok || told {
+		return
+	}
+	d.log.Warn("plaintext from outside was refused; further ones of this pod are in the access log only", "pod", e.Pod, "src", e.Src.String(), "dst", e.Dst.String(), "hint", strictHint(p, e.Dst.Port()))
+}
+
+// strictHint has the entry of the policy file that lets plaintext in, to copy.
+func strictHint(p pod.Pod, port uint16) string {
+	return fmt.Sprintf("enrol its client, on its own node; or let plaintext in at this port, in the policy file: modes: [{name: %s-%d, namespace: %s, workload: %s, ports: {%d: permissive}}]; a health probe can be made an exec probe instead", p.Name, port, p.Namespace, p.Name, port)
 }
 
 // admit says whether there is a line for an event, and how many like it had none

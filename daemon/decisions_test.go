@@ -90,6 +90,49 @@ func TestDecisionsAreThoseOfThePrograms(t *testing.T) {
 	}
 }
 
+// The first plaintext that a pod refuses is warned of, once for each pod, and with
+// an entry that can be copied into the policy file and does what it says.
+func TestFirstStrictRefusalIsWarnedOf(t *testing.T) {
+	d, _ := newTestDecisionLog(t)
+	var said strings.Builder
+	d.log = slog.New(slog.NewTextHandler(&said, nil))
+	knock := func(pod string) {
+		d.take(redirect.Event{Pod: pod, Decision: "strict_refused", Src: netip.MustParseAddrPort("10.0.0.9:4000"), Dst: netip.MustParseAddrPort("10.0.0.1:8080"), Time: time.Now()})
+	}
+	d.take(redirect.Event{Pod: "default_a", Decision: "connect_refused_unknown"})
+	knock("default_nobody")
+	if said.Len() > 0 {
+		t.Errorf("said of something else: %s", &said)
+	}
+	for range 3 {
+		knock("default_a")
+	}
+	line := said.String()
+	if strings.Count(line, "\n") != 1 || !strings.Contains(line, "level=WARN") || !strings.Contains(line, "src=10.0.0.9:4000 dst=10.0.0.1:8080") {
+		t.Fatalf("said of three: %s", line)
+	}
+	_, entry, _ := strings.Cut(line, "modes: ")
+	entry, _, _ = strings.Cut(entry, "; a health probe")
+	f, err := policy.ParseFile("policy.yaml", []byte("modes: "+entry+"\n"))
+	if err != nil {
+		t.Fatalf("%v in %s", err, entry)
+	}
+	strict := policy.DefaultMode(policy.Mode("strict"))
+	for port, want := range map[uint16]policy.Mode{8080: "permissive", 8081: "strict"} {
+		if got, _ := policy.NewSet(nil, append(f.Modes, strict)...).Mode("default", "a", port); got != want {
+			t.Errorf("with the entry, port %d is %s", port, got)
+		}
+	}
+
+	p := d.pods["default_a"]
+	d.remove(p)
+	d.add(p)
+	knock("default_a")
+	if n := strings.Count(said.String(), "\n"); n != 2 {
+		t.Errorf("%d lines once it is enrolled anew:\n%s", n, &said)
+	}
+}
+
 // A pod that tries in a loop takes no line from another, nor from another
 // decision; the next line says how many there were.
 func TestDecisionsAreBounded(t *testing.T) {

@@ -164,7 +164,6 @@ func (n *Node) load(cgroup string) error {
 	if err := n.checkHooks(); err != nil {
 		return err
 	}
-	n.cfg.Logger.Info("connections are steered", "cgroup", cgroup, "pins", n.pins)
 	return nil
 }
 
@@ -273,6 +272,12 @@ func (n *Node) disown(p *Pod) {
 
 // Cgroup is where the hooks are attached, as /proc/PID/cgroup has it.
 func (n *Node) Cgroup() string { return n.cgroup }
+
+// CgroupDir is the directory of that.
+func (n *Node) CgroupDir() string { return n.cgroupDir }
+
+// Pins is the directory of what is pinned: culvert/<instance>/<layout> of a bpffs.
+func (n *Node) Pins() string { return n.pins }
 
 // Own marks a socket as the tunnel's: the hooks leave it alone. Sockets that it
 // accepts inherit that.

@@ -57,13 +57,19 @@ cleanup releases them.`,
 		context.AfterFunc(ctx, stop) // a second signal ends at once
 		level, lines := &slog.LevelVar{}, &daemon.Lines{}
 		level.Set(c.Log.Level)
+		log := newLogger(cmd.ErrOrStderr(), c.Log.Format, level, lines)
 		return daemon.Run(ctx, c, daemon.Options{
-			Logger:    newLogger(cmd.ErrOrStderr(), c.Log.Format, level, lines),
+			Logger:    log,
 			Level:     level,
 			Lines:     lines,
 			Version:   buildVersion(),
 			AccessLog: cmd.OutOrStdout(),
 			Reload:    hangup,
+			Ready: func() {
+				if err := notifyReady(); err != nil {
+					log.Error("started, and could not say so", "err", err)
+				}
+			},
 		})
 	}
 	return cmd

@@ -15,10 +15,12 @@ import (
 	"time"
 )
 
-// start runs the binary with no pods and waits until it says that it is ready.
-func start(t *testing.T, bin, conf string) *exec.Cmd {
+// start runs the binary with no pods, waits until it says that it is ready, and
+// returns what it has said until then.
+func start(t *testing.T, bin, conf string, env ...string) (*exec.Cmd, string) {
 	t.Helper()
 	cmd := exec.Command(bin, "run", "--config", conf)
+	cmd.Env = append(os.Environ(), env...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -39,11 +41,11 @@ func start(t *testing.T, bin, conf string) *exec.Cmd {
 	for lines.Scan() {
 		fmt.Fprintln(&said, lines.Text())
 		if strings.Contains(lines.Text(), `"msg":"ready"`) {
-			return cmd
+			return cmd, said.String()
 		}
 	}
 	t.Fatalf("it has not become ready:\n%s", &said)
-	return nil
+	return nil, ""
 }
 
 // wait ends with the process, which is killed when it takes too long.
@@ -69,7 +71,12 @@ func TestRunAndCleanup(t *testing.T) {
 	bin := build(t)
 	t.Cleanup(func() { cli(t, "cleanup", "--config", conf) })
 
-	cmd := start(t, bin, conf)
+	cmd, said := start(t, bin, conf)
+	for _, want := range []string{`"msg":"starting"`, conf, filepath.Join(dir, "run"), filepath.Join(dir, "pods.yaml"), "/culvert/", "net:["} {
+		if !strings.Contains(said, want) {
+			t.Errorf("its first words do not name %s:\n%s", want, said)
+		}
+	}
 	pid := fmt.Sprint(cmd.Process.Pid)
 	for _, args := range [][]string{{"run", "--config", conf}, {"cleanup", "--config", conf}} {
 		out, _ := exec.Command(bin, args...).CombinedOutput()
@@ -84,7 +91,7 @@ func TestRunAndCleanup(t *testing.T) {
 		t.Errorf("SIGTERM: exit code %d", code)
 	}
 
-	cmd = start(t, bin, conf) // takes over what is pinned
+	cmd, _ = start(t, bin, conf) // takes over what is pinned
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -97,6 +104,43 @@ func TestRunAndCleanup(t *testing.T) {
 	code, stdout, stderr = cli(t, "cleanup", "--config", conf)
 	if code != exitOK || !strings.Contains(stdout, "nothing to clean up") {
 		t.Errorf("a second cleanup: exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// TestNotify: a service manager hears of the readiness, at a socket in the file
+// system or an abstract one. Needs root.
+func TestNotify(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root")
+	}
+	dir := files(t, map[string]string{
+		"config.yaml":    "runDir: run\nidentity: {ca: {dir: ca}}\nmetrics: {address: \"127.0.0.1:0\"}\n",
+		"workloads.yaml": "", "pods.yaml": "",
+	})
+	conf := filepath.Join(dir, "config.yaml")
+	bin := build(t)
+	t.Cleanup(func() { cli(t, "cleanup", "--config", conf) })
+	for _, name := range []string{filepath.Join(dir, "notify"), fmt.Sprintf("@culvert-test-%d", os.Getpid())} {
+		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		l.SetReadDeadline(time.Now().Add(30 * time.Second))
+		cmd, _ := start(t, bin, conf, "NOTIFY_SOCKET="+name)
+		got := make([]byte, 100)
+		n, err := l.Read(got)
+		if string(got[:n]) != "READY=1" {
+			t.Errorf("%s: heard %q, %v", name, got[:n], err)
+		}
+		cmd.Process.Signal(syscall.SIGTERM)
+		wait(t, cmd)
+	}
+	// Nobody at it is no reason not to start.
+	cmd, _ := start(t, bin, conf, "NOTIFY_SOCKET="+filepath.Join(dir, "nobody"))
+	cmd.Process.Signal(syscall.SIGTERM)
+	if code := wait(t, cmd); code != exitOK {
+		t.Errorf("with nobody to tell: exit code %d", code)
 	}
 }
 
