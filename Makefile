@@ -6,7 +6,7 @@ SUDO    ?= $(if $(filter 0,$(shell id -u)),,sudo)
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
-.PHONY: help build demo test test-unit test-e2e test-vm soak bench-quick bench fuzz generate lint clean
+.PHONY: help build demo test test-unit test-e2e test-vm soak bench-quick bench bench-scale bench-apps fuzz generate lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,14 @@ bench-quick: bin/bench ## direct TCP, Culvert and Envoy's sidecars, with ratios;
 bench: bin/bench ## every path by every work, 8 rounds, charts, into out/bench; up to 75 minutes (needs root, iptables, haproxy)
 	scripts/bench-peers
 	$(SUDO) env "PATH=$$PATH" "PEER_ENVOY=$$PEER_ENVOY" "PEER_ZTUNNEL=$$PEER_ZTUNNEL" bin/bench full $(BENCHFLAGS)
+
+bench-scale: bin/bench ## what 2 to 200 pods on a node cost, and 100,000 workloads; 30 minutes (needs root, iptables, memory for 200 Envoys)
+	scripts/bench-peers
+	$(SUDO) env "PATH=$$PATH" "PEER_ENVOY=$$PEER_ENVOY" "PEER_ZTUNNEL=$$PEER_ZTUNNEL" bin/bench scale $(BENCHFLAGS)
+
+bench-apps: bin/bench ## nginx under wrk, redis under redis-benchmark, over the same paths; 10 minutes (needs root, and these programs)
+	scripts/bench-peers
+	$(SUDO) env "PATH=$$PATH" "PEER_ENVOY=$$PEER_ENVOY" "PEER_ZTUNNEL=$$PEER_ZTUNNEL" bin/bench apps $(BENCHFLAGS)
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME each

@@ -42,8 +42,12 @@ func (l *Lab) makeCgroup() error {
 	return nil
 }
 
-// removeCgroup waits for the processes that have just ended: they leave their cgroup a little later.
+// removeCgroup kills what is still in it, children of the lab's processes, and waits for them: they leave their cgroup a
+// little later.
 func removeCgroup(ctx context.Context, dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("end what is in cgroup %s: %w", dir, err)
+	}
 	const patience = 5 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -200,13 +201,16 @@ func TestOwnCgroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(root, l.ID)
-	proc, err := l.Pod(1, 1).Start(exec.Command("sleep", "60"))
+	// The child outlives its parent, which is all that the lab knows of.
+	proc, err := l.Pod(1, 1).Start(exec.Command("sh", "-c", "sleep 60 & wait"))
 	if err == nil {
-		var members []byte
-		members, err = os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if got := strings.TrimSpace(string(members)); got != fmt.Sprint(proc.PID()) {
-			t.Errorf("in the cgroup are %q, want %d", got, proc.PID())
-		}
+		err = Until(t.Context(), "parent and child are in the cgroup", func() error {
+			members, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			if got := strings.Fields(string(members)); err != nil || len(got) != 2 || !slices.Contains(got, fmt.Sprint(proc.PID())) {
+				return fmt.Errorf("in it are %q, %w", got, err)
+			}
+			return nil
+		})
 	}
 	if err := errors.Join(err, l.Close()); err != nil {
 		t.Error(err)

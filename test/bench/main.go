@@ -31,13 +31,15 @@ var commands = map[string]func(context.Context, []string) error{
 	"load":   func(_ context.Context, args []string) error { return loadMain(args) },
 	"quick":  quickMain,
 	"full":   fullMain,
+	"apps":   appsMain,
+	"scale":  scaleMain,
 	"report": reportMain,
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := errors.New("usage: bench quick|full|report [flags]; make help lists what runs it")
+	err := errors.New("usage: bench quick|full|apps|scale|report [flags]; make help lists what runs it")
 	if len(os.Args) > 1 && commands[os.Args[1]] != nil {
 		err = commands[os.Args[1]](ctx, os.Args[2:])
 	}
@@ -59,6 +61,7 @@ type options struct {
 	raw, charts string
 	profile     string
 	binaries    binaries
+	setUp       func(context.Context, *site) error // what else a site needs
 }
 
 func (o *options) flags(name string) *flag.FlagSet {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -25,7 +26,7 @@ type sample struct {
 }
 
 // take does a work once.
-func (s *site) take(w work) (sample, error) {
+func (s *site) take(ctx context.Context, w work) (sample, error) {
 	x := sample{Work: w.name, Path: s.name}
 	var bulk *running
 	if w.beside {
@@ -39,11 +40,12 @@ func (s *site) take(w work) (sample, error) {
 	if err != nil {
 		return x, err
 	}
-	l, err := s.begin(w.load)
-	if err != nil {
-		return x, err
+	if w.app != nil {
+		x.result, err = w.app(ctx, s)
+	} else {
+		x.result, err = s.do(w.load)
 	}
-	if x.result, err = l.wait(); err != nil {
+	if err != nil {
 		return x, err
 	}
 	after, err := s.cpu()

@@ -96,8 +96,10 @@ func kernel() string {
 	return b.String()
 }
 
-func (r *report) write(file string) error {
-	b, err := json.MarshalIndent(r, "", " ")
+func (r *report) write(file string) error { return writeJSON(file, r) }
+
+func writeJSON(file string, v any) error {
+	b, err := json.MarshalIndent(v, "", " ")
 	if err != nil {
 		return err
 	}
@@ -228,9 +230,14 @@ func (r row) verdict(path string, asked float64) (ratio, want, mark string) {
 	return ratio, want, mark
 }
 
+// head says what a report was made with.
+func (r *report) head(w io.Writer) {
+	fmt.Fprintf(w, "%s, Linux %s, %d CPUs, %s; commit %s, %s\n%s\n", r.CPU, r.Kernel, r.CPUs, r.Go, r.Commit, r.Time.Format(time.RFC3339), r.Command)
+}
+
 // show prints a report.
 func (r *report) show(w io.Writer) error {
-	fmt.Fprintf(w, "%s, Linux %s, %d CPUs, %s; commit %s, %s\n%s\n", r.CPU, r.Kernel, r.CPUs, r.Go, r.Commit, r.Time.Format(time.RFC3339), r.Command)
+	r.head(w)
 	fmt.Fprintf(w, "%d interleaved rounds, %v each; medians; CPU is that of the proxies\n\n", r.Rounds, r.For)
 	what := cli.NewTable("path", "what", "seen between the nodes")
 	for _, p := range r.Paths {

@@ -48,6 +48,11 @@ func newBench(ctx context.Context, o options) (b *bench, err error) {
 				return nil, errors.Join(err, b.close())
 			}
 			b.sites = append(b.sites, s)
+			if o.setUp != nil {
+				if err := o.setUp(ctx, s); err != nil {
+					return nil, errors.Join(err, b.close())
+				}
+			}
 			entry.Wire = s.wire
 		}
 		b.report.Paths = append(b.report.Paths, entry)
@@ -118,7 +123,7 @@ func (b *bench) rounds(ctx context.Context, all []work) error {
 					return context.Cause(ctx)
 				}
 				b.progress("round %d of %d: %s, %s", round+1, b.options.rounds, w.name, s.name)
-				x, err := s.take(w)
+				x, err := s.take(ctx, w)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", w.name, s.name, err)
 				}

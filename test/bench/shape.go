@@ -48,7 +48,7 @@ func (b *bench) shapes(ctx context.Context, s *site) error {
 	}
 	check(calls+aes >= minUsefulCPU, "one bulk stream: %.1f %% of the daemons' CPU is system calls and AES-GCM (at least %.0f %%): system calls %.1f %%, AES-GCM %.1f %%",
 		100*(calls+aes), 100*minUsefulCPU, 100*calls, 100*aes)
-	second, err := s.spread(bulkWork(8, modeSink, b.each))
+	second, err := s.spread(ctx, bulkWork(8, modeSink, b.each))
 	if err != nil {
 		return err
 	}
@@ -80,12 +80,12 @@ func (b *bench) shapes(ctx context.Context, s *site) error {
 
 // spread is how much of the work of a daemon's busiest thread its second one does,
 // of the daemon where that is less.
-func (s *site) spread(w work) (float64, error) {
+func (s *site) spread(ctx context.Context, w work) (float64, error) {
 	before, err := s.threads()
 	if err != nil {
 		return 0, err
 	}
-	if _, err := s.take(w); err != nil {
+	if _, err := s.take(ctx, w); err != nil {
 		return 0, err
 	}
 	after, err := s.threads()

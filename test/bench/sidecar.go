@@ -100,6 +100,7 @@ func (k sidecar) carry(ctx context.Context, s *site, n *lab.Node, pods []*lab.Po
 		if err != nil {
 			return err
 		}
+		s.proxies = append(s.proxies, proxy{n, proc.PID()})
 		if err := s.listens(ctx, p, proc, ports...); err != nil {
 			return err
 		}

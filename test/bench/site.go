@@ -134,7 +134,7 @@ func (s *site) start(p *lab.Pod, cmd *exec.Cmd) (proc *lab.Process, in, out *os.
 	return proc, in, out, nil
 }
 
-// open starts a proxy in a pod; what it says goes to a file beside the node's.
+// open starts a program in a pod; what it says goes to a file beside the node's.
 func (s *site) open(p *lab.Pod, cmd *exec.Cmd) (*lab.Process, error) {
 	f, err := os.OpenFile(s.log(p), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -142,11 +142,7 @@ func (s *site) open(p *lab.Pod, cmd *exec.Cmd) (*lab.Process, error) {
 	}
 	defer f.Close() // the child has its own
 	cmd.Stdout, cmd.Stderr = f, f
-	proc, err := p.Start(cmd)
-	if err == nil {
-		s.proxies = append(s.proxies, proxy{p.Node, proc.PID()})
-	}
-	return proc, err
+	return p.Start(cmd)
 }
 
 func (s *site) log(p *lab.Pod) string { return filepath.Join(p.Node.Dir, p.Name+".log") }
@@ -175,11 +171,7 @@ func (s *site) prove(ctx context.Context) (err error) {
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	err = lab.Until(wait, s.name+" carries a request", func() error {
-		l, err := s.begin(load{Mode: modeEcho, Conns: 1, Size: len(marker), Message: marker, For: time.Millisecond})
-		if err != nil {
-			return err
-		}
-		_, err = l.wait()
+		_, err := s.do(load{Mode: modeEcho, Conns: 1, Size: len(marker), Message: marker, For: time.Millisecond})
 		return err
 	})
 	c.Sync()
@@ -216,7 +208,9 @@ type running struct {
 }
 
 // begin starts a load in the client's pod.
-func (s *site) begin(l load) (*running, error) {
+func (s *site) begin(l load) (*running, error) { return s.beginIn(s.client, l) }
+
+func (s *site) beginIn(p *lab.Pod, l load) (*running, error) {
 	spec, err := json.Marshal(l)
 	if err != nil {
 		return nil, err
@@ -224,11 +218,22 @@ func (s *site) begin(l load) (*running, error) {
 	to := netip.AddrPortFrom(s.server.V4, port)
 	cmd, complain := exec.Command(s.self, "load", "-addr", to.String(), "-spec", string(spec)), new(bytes.Buffer)
 	cmd.Stderr = complain
-	proc, in, out, err := s.start(s.client, cmd)
+	proc, in, out, err := s.start(p, cmd)
 	if err != nil {
 		return nil, err
 	}
 	return &running{s.name, proc, in, out, bufio.NewReader(out), complain}, nil
+}
+
+// do is a load from begin to end.
+func (s *site) do(l load) (result, error) { return s.doIn(s.client, l) }
+
+func (s *site) doIn(p *lab.Pod, l load) (result, error) {
+	r, err := s.beginIn(p, l)
+	if err != nil {
+		return result{}, err
+	}
+	return r.wait()
 }
 
 func (r *running) close() {

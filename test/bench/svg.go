@@ -51,7 +51,7 @@ func (r *report) draw(dir string) error {
 			continue
 		}
 		footer := fmt.Sprintf("%s, Linux %s, %d CPUs, commit %s; medians of %d rounds with 95 %% intervals", r.CPU, r.Kernel, r.CPUs, r.Commit, r.Rounds)
-		if err := os.WriteFile(filepath.Join(dir, c.file), []byte(bars(c.title, footer, names, groups)), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, c.file), []byte(bars(c.title, footer, names, groups, false)), 0o644); err != nil {
 			return err
 		}
 	}
@@ -69,9 +69,9 @@ var colours = map[string]string{
 	"haproxy": "#c9a227", "ghostunnel": "#b5651d", "culvert-sidecar": "#8fc9ae",
 }
 
-// bars draws groups one below the other. Each has a scale of its own: what is
-// compared are a group's bars.
-func bars(title, footer string, paths []string, groups []group) string {
+// bars draws groups one below the other. Each has a scale of its own, where what
+// is compared are a group's bars, or all have the same.
+func bars(title, footer string, paths []string, groups []group, same bool) string {
 	const (
 		width, left, right = 1000, 410, 100
 		bar, gap, head     = 15, 14, 60
@@ -80,9 +80,16 @@ func bars(title, footer string, paths []string, groups []group) string {
 	text := func(x, y int, anchor, style, s string) {
 		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="%s" %s>%s</text>`+"\n", x, y, anchor, style, html.EscapeString(s))
 	}
-	y := head
+	y, most := head, 0.0
 	for _, g := range groups {
-		most := 0.0
+		for _, e := range g.of {
+			most = max(most, e.high)
+		}
+	}
+	for _, g := range groups {
+		if !same {
+			most = 0
+		}
 		n := 0
 		for _, p := range paths {
 			if e, ok := g.of[p]; ok {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 )
@@ -11,8 +12,9 @@ import (
 type work struct {
 	name    string
 	load    load
-	unit    string // what CPU time is given for: "GB", "request" or "connection"
-	beside  bool   // while a bulk stream of the same two pods runs
+	unit    string                                       // what CPU time is given for: "GB", "request" or "connection"
+	beside  bool                                         // while a bulk stream of the same two pods runs
+	app     func(context.Context, *site) (result, error) // in place of load: a program of others
 	targets map[measure]target
 }
 
