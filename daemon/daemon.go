@@ -158,7 +158,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		Logger:   log,
 	})
 	undo.add(keeper.Close)
-	metrics.Registry().MustRegister(podStates{keeper}, newPeerLimits(tun))
+	metrics.Registry().MustRegister(podStates{keeper}, newPeerLimits(tun), newLoads(tun), newExpiries(keeper.Status, issuer.SVID))
 	reports = newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust", "ca")
 
 	c := &controls{

@@ -22,7 +22,7 @@ func newPeerLimits(t *tunnel.Tunnel) peerLimits {
 		met: prometheus.NewDesc("culvert_peer_limits_total",
 			"How often a bound on peers was met: what was refused, reset or closed for it.", []string{"limit"}, nil),
 		memory: prometheus.NewDesc("culvert_peer_memory_bytes",
-			"Memory that peers make the node use: queued for applications that do not take it, and what sessions and streams that peers hold open are charged at.", []string{"use"}, nil),
+			"Memory that peers make the node use, in bytes: queued for applications that do not take it, and what sessions and streams that peers hold open are charged at.", []string{"use"}, nil),
 		size: prometheus.NewDesc("culvert_peer_memory_limit_bytes",
 			"What both uses of culvert_peer_memory_bytes may be together, in bytes; each may be half of it.", nil, nil),
 		unsaid: prometheus.NewDesc("culvert_log_suppressed_total",

@@ -164,6 +164,13 @@ func (l *AccessLog) Written() uint64 { return l.written.Load() }
 // error, or the log was closed.
 func (l *AccessLog) Dropped() uint64 { return l.dropped.Load() }
 
+// Waiting is how many lines are queued, those that are being written among them.
+func (l *AccessLog) Waiting() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting
+}
+
 // Close writes what is queued and ends the goroutine. A writer that takes
 // nothing for 2 s is left to itself, with an error that says so: the goroutine
 // then ends when the writer returns. Idempotent.
@@ -183,10 +190,7 @@ func (l *AccessLog) Close() error {
 			}
 			now := l.Written()
 			if now == before {
-				l.mu.Lock()
-				n := l.waiting
-				l.mu.Unlock()
-				l.closeErr = fmt.Errorf("close access log: its writer has taken nothing for %s; %d lines are lost", closeWait, n)
+				l.closeErr = fmt.Errorf("close access log: its writer has taken nothing for %s; %d lines are lost", closeWait, l.Waiting())
 				return
 			}
 			before = now

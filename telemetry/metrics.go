@@ -61,7 +61,7 @@ func NewMetrics(c MetricsConfig) *Metrics {
 		}, []string{"reason", "reporter"}),
 		handshakeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "mtls_handshake_duration_seconds",
-			Help: "Time that successful TLS handshakes between nodes took.",
+			Help: "Time that successful TLS handshakes between nodes took, in seconds.",
 			// A handshake is about 1 ms of CPU at each end, and a round trip.
 			Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10},
 		}),
@@ -117,8 +117,12 @@ func NewMetrics(c MetricsConfig) *Metrics {
 			}, func() float64 { return float64(l.Written()) }),
 			prometheus.NewCounterFunc(prometheus.CounterOpts{
 				Name: "culvert_access_log_dropped_total",
-				Help: "Lines of the access log that were lost, since their reader was too slow or gone.",
+				Help: "Lines of the access log that were lost, since their reader was too slow or gone, or the disk full.",
 			}, func() float64 { return float64(l.Dropped()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "culvert_access_log_waiting_lines",
+				Help: "Lines of the access log that wait for their reader now. Beyond accessLog.queue they are dropped.",
+			}, func() float64 { return float64(l.Waiting()) }),
 		)
 	}
 	return m

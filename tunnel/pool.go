@@ -194,6 +194,7 @@ func (e *entry) dial() {
 				return
 			}
 			c.trunk = trunk
+			w.load.sessions[asClient].Add(1)
 			e.w.Loop.Post(func() { e.dialed(c, nil) })
 		}) {
 			refuse(d.fd)
@@ -281,6 +282,7 @@ func (c *clientTrunk) Request(t *relay.Trunk, st *h2.Stream, _ []hpack.HeaderFie
 
 // Closed is relay.TrunkOwner's.
 func (c *clientTrunk) Closed(_ *relay.Trunk, err error) {
+	c.w.load.sessions[asClient].Add(-1)
 	c.e.key.pod.t.sources.drop(c.src)
 	c.e.key.pod.t.ended(c.e.key.pod, c.e.key.dst, err)
 	var alert *record.PeerAlert

@@ -27,6 +27,8 @@ type liveConnection interface {
 	seen() *telemetry.Connection
 	// count counts the bytes that it has moved by now.
 	count()
+	// kind is what its loop counts it as.
+	kind() int
 }
 
 // live is a connection's place in the list of the worker on whose loop its
@@ -55,6 +57,7 @@ func (w *worker) link(l *live) {
 		l.next.prev = l
 	}
 	w.lives.head = l
+	w.load.connections[l.conn.kind()].Add(1)
 	if s := w.t.cfg.Snapshots.Load(); l.conn.version() < s.Version {
 		l.conn.recheck(s)
 	}
@@ -66,6 +69,7 @@ func (l *live) unlink() {
 	if w == nil {
 		return
 	}
+	w.load.connections[l.conn.kind()].Add(-1)
 	if w.lives.cursor == l {
 		w.lives.cursor = l.next
 	}

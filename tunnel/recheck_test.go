@@ -36,6 +36,8 @@ func (a *asked) seen() *telemetry.Connection {
 
 func (a *asked) count() {}
 
+func (a *asked) kind() int { return kindPlain }
+
 func (a *asked) recheck(s *snapshot.Snapshot) {
 	a.times++
 	a.rests = s.Version

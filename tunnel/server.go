@@ -118,6 +118,7 @@ func (t *Tunnel) greet(p *Pod, fd int, local, remote netip.AddrPort, src *source
 		}
 		in.trunk = trunk
 		w.inbound[in] = struct{}{}
+		w.load.sessions[asServer].Add(1)
 	}) {
 		refuse(d.fd)
 		return false
@@ -143,6 +144,7 @@ func (in *inboundTrunk) Established(*relay.Trunk) {
 // Closed is relay.TrunkOwner's.
 func (in *inboundTrunk) Closed(_ *relay.Trunk, err error) {
 	delete(in.w.inbound, in)
+	in.w.load.sessions[asServer].Add(-1)
 	in.pod.t.sources.part(in.src)
 	in.pod.t.ended(in.pod, in.remote.Addr(), err)
 }

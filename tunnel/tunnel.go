@@ -137,6 +137,7 @@ type worker struct {
 	inbound map[*inboundTrunk]struct{}
 	plain   map[*plain]struct{}
 	lives   lives
+	load    load
 
 	spare     spare     // for the listeners
 	shortSaid time.Time // that descriptors have run out

@@ -83,9 +83,11 @@ type Loop struct {
 	timers   timers
 	now      time.Time
 
-	mu      sync.Mutex // guards posted, stopped and wake's life
+	mu      sync.Mutex // guards posted, stopped, turns, thread and wake's life
 	posted  []func()
 	stopped bool
+	turns   uint64
+	thread  int // in which the loop runs; 0: in none
 
 	running []func() // posted, being run
 	ran     int      // of them
@@ -215,6 +217,9 @@ func (l *Loop) Run() {
 	defer runtime.UnlockOSThread()
 	defer l.close()
 	shortSlice()
+	l.mu.Lock()
+	l.thread = unix.Gettid()
+	l.mu.Unlock()
 	for l.turn() {
 	}
 }
@@ -265,7 +270,27 @@ func (l *Loop) turn() bool {
 	l.flush = l.flush[:rest]
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.turns++
 	return !l.stopped
+}
+
+// Work is how many turns the loop has made and how much CPU time it has used. It
+// may be called from anywhere; of a loop that does not run the time is 0.
+func (l *Loop) Work() (turns uint64, cpu time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.thread == 0 {
+		return l.turns, 0
+	}
+	// The clock of another thread, as pthread_getcpuclockid(3) makes it: MAKE_THREAD_CPUCLOCK
+	// in the kernel's include/linux/posix-timers.h, of CPUCLOCK_SCHED. The loop
+	// itself has nothing to do for it.
+	const perThread, scheduled = 4, 2
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^l.thread<<3|perThread|scheduled), &t); err != nil {
+		return l.turns, 0
+	}
+	return l.turns, time.Duration(t.Nano())
 }
 
 // runPosted runs what was posted, in its order, for its share of the turn.
@@ -324,6 +349,7 @@ func (l *Loop) close() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.thread = 0
 	unix.Close(l.wake)
 	unix.Close(l.ep)
 }

@@ -201,6 +201,34 @@ func TestTimersFireInOrderAndStop(t *testing.T) {
 	}
 }
 
+// A loop's turns are counted, and the time that its thread has used, which is
+// nobody else's.
+func TestWork(t *testing.T) {
+	busy, idle := start(t), start(t)
+	on(idle, func() {})
+	turns, cpu := busy.Work()
+	_, rest := idle.Work()
+	const spin = 30 * time.Millisecond
+	on(busy, func() {
+		var before, now unix.Timespec
+		_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &before)
+		for now = before; now.Nano()-before.Nano() < spin.Nanoseconds(); {
+			_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &now)
+		}
+	})
+	on(busy, func() {}) // the turn before is over by then
+	moreTurns, more := busy.Work()
+	if moreTurns <= turns {
+		t.Errorf("%d turns, %d before", moreTurns, turns)
+	}
+	if more-cpu < spin {
+		t.Errorf("%v were used, want %v or more", more-cpu, spin)
+	}
+	if _, now := idle.Work(); now-rest > spin/2 { // the control
+		t.Errorf("another loop used %v meanwhile", now-rest)
+	}
+}
+
 func TestPostAfterStopIsRefused(t *testing.T) {
 	l, err := loop.New()
 	if err != nil {
