@@ -39,9 +39,10 @@ import (
 
 // Options is what the command line adds to the configuration.
 type Options struct {
-	Logger    *slog.Logger   // required
-	Level     *slog.LevelVar // the Logger's, to be changed; required
-	Lines     *Lines         // keeps what the Logger writes; required
+	Logger    *slog.Logger     // required
+	Level     *slog.LevelVar   // the Logger's, to be changed; required
+	Lines     *Lines           // keeps what the Logger writes; required
+	Log       *telemetry.Spool // what the Logger writes to; nil: its drops are not counted
 	Version   string
 	AccessLog io.Writer        // default: standard output
 	Reload    <-chan os.Signal // each value has the files read again at once; nil: none
@@ -109,7 +110,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		return err
 	}
 	undo.add(access.Close)
-	metrics := telemetry.NewMetrics(telemetry.MetricsConfig{Version: opt.Version, Decisions: node.Counters, AccessLog: access})
+	metrics := telemetry.NewMetrics(telemetry.MetricsConfig{Version: opt.Version, Decisions: node.Counters, AccessLog: access, Log: opt.Log})
 
 	recorder := &telemetry.Recorder{Metrics: metrics, Log: access, Refusals: &telemetry.Refusals{}}
 

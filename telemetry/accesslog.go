@@ -3,6 +3,7 @@
 package telemetry
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -63,6 +64,8 @@ type AccessLog struct {
 	hurry chan struct{} // it is half full
 	done  chan struct{} // closed by Close
 	ended chan struct{} // closed when the writer has ended
+
+	torn []byte // the rest of a line; of the writer's goroutine
 
 	written atomic.Uint64
 	dropped atomic.Uint64
@@ -207,6 +210,11 @@ func (l *AccessLog) run() {
 	timer.Stop()
 	buf := make([]byte, 0, 4<<10)
 	failing := false
+	defer func() {
+		if len(l.torn) > 0 {
+			l.dropped.Add(1)
+		}
+	}()
 	for closing := false; !closing; {
 		select {
 		case <-l.wake:
@@ -221,19 +229,17 @@ func (l *AccessLog) run() {
 			closing = true // what is recorded from now on is refused
 		}
 		chunks := l.take()
-		lines := 0 // in buf
 		for i, c := range chunks {
 			for j := range c.records[:c.n] {
 				buf = l.line(buf, &c.records[j])
-				lines++
 				if len(buf) >= writeSize {
-					failing = l.write(buf, lines, failing)
-					buf, lines = buf[:0], 0
+					failing = l.write(buf, failing)
+					buf = buf[:0]
 				}
 			}
-			if i == len(chunks)-1 && lines > 0 {
-				failing = l.write(buf, lines, failing)
-				buf, lines = buf[:0], 0
+			if i == len(chunks)-1 && len(buf) > 0 {
+				failing = l.write(buf, failing)
+				buf = buf[:0]
 			}
 			l.release(c)
 		}
@@ -265,14 +271,30 @@ func (l *AccessLog) release(c *chunk) {
 }
 
 // write hands lines to the writer, and tells the logger of the first of several
-// failures.
-func (l *AccessLog) write(b []byte, lines int, failing bool) bool {
-	_, err := l.writer.Write(b)
+// failures. Of a line that a full disk has torn the rest is kept, to be written
+// before the next one.
+func (l *AccessLog) write(b []byte, failing bool) bool {
+	var n int
+	var err error
+	if len(l.torn) > 0 {
+		n, err = l.writer.Write(l.torn)
+		if l.torn = l.torn[n:]; err == nil {
+			l.written.Add(1)
+		}
+	}
 	if err == nil {
-		l.written.Add(uint64(lines))
+		n, err = l.writer.Write(b)
+		l.written.Add(lines(b[:n]))
+		if n > 0 && b[n-1] != '\n' {
+			end := n + bytes.IndexByte(b[n:], '\n') + 1
+			l.torn, n = bytes.Clone(b[n:end]), end
+		}
+		b = b[n:]
+	}
+	if err == nil {
 		return false
 	}
-	l.dropped.Add(uint64(lines))
+	l.dropped.Add(lines(b))
 	if !failing && l.logger != nil {
 		l.logger.Warn("access log cannot be written; lines are dropped until it can", "error", err)
 	}

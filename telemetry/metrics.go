@@ -22,6 +22,8 @@ type MetricsConfig struct {
 	Decisions func() map[string]uint64
 	// AccessLog has its lines counted. nil: those metrics are absent.
 	AccessLog *AccessLog
+	// Log has the lines counted that it drops. nil: that metric is absent.
+	Log *Spool
 }
 
 // Metrics owns the registry of a daemon and the counters of its traffic. Its
@@ -124,6 +126,12 @@ func NewMetrics(c MetricsConfig) *Metrics {
 				Help: "Lines of the access log that wait for their reader now. Beyond accessLog.queue they are dropped.",
 			}, func() float64 { return float64(l.Waiting()) }),
 		)
+	}
+	if s := c.Log; s != nil {
+		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "culvert_log_dropped_total",
+			Help: "Lines of ztunnel's own log that were lost, since their reader was too slow or gone, or the disk full.",
+		}, func() float64 { return float64(s.Dropped()) }))
 	}
 	return m
 }

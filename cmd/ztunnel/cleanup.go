@@ -38,7 +38,7 @@ Needs root; refuses while ztunnel runs. Harmless where there is nothing to do.`,
 		report, err := redirect.Cleanup(redirect.Config{
 			RunDir: c.RunDir,
 			Cgroup: c.Cgroup,
-			Logger: newLogger(cmd.ErrOrStderr(), c.Log.Format, c.Log.Level),
+			Logger: newLogger(asJSON(c.Log.Format, cmd.ErrOrStderr()), c.Log.Level, cmd.ErrOrStderr()),
 		})
 		out := cmd.OutOrStdout()
 		for _, line := range report {

@@ -121,12 +121,16 @@ func checkFiles(out io.Writer, c *config.Config) error {
 	return errors.Join(errs...)
 }
 
-// newLogger makes the daemon's own log, in the form that w is for. Level is that of
-// the lines, and may change; copies get them too.
-func newLogger(w io.Writer, form config.Format, level slog.Leveler, copies ...io.Writer) *slog.Logger {
-	asJSON := form == config.FormatJSON || form == config.FormatAuto && !telemetry.IsTerminal(w)
+// asJSON says whether lines that end up at w are to be JSON.
+func asJSON(form config.Format, w io.Writer) bool {
+	return form == config.FormatJSON || form == config.FormatAuto && !telemetry.IsTerminal(w)
+}
+
+// newLogger makes the daemon's own log. Level is that of the lines, and may change;
+// each of to gets them all.
+func newLogger(asJSON bool, level slog.Leveler, to ...io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: withUnit}
-	w = io.MultiWriter(append(copies, w)...)
+	w := io.MultiWriter(to...)
 	if asJSON {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}

@@ -65,6 +65,7 @@ over mutual TLS, with a certificate for each workload's identity.`,
 	if err == nil {
 		return exitOK
 	}
+	stderr = root.ErrOrStderr()
 	fmt.Fprintf(stderr, "ztunnel: %v\n", err)
 	var usage usageError
 	var content *strict.Error

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/daemon"
 	"github.com/culvert-mesh/culvert/privilege"
+	"github.com/culvert-mesh/culvert/telemetry"
 )
 
 func runCommand() *cobra.Command {
@@ -57,11 +59,18 @@ cleanup releases them.`,
 		context.AfterFunc(ctx, stop) // a second signal ends at once
 		level, lines := &slog.LevelVar{}, &daemon.Lines{}
 		level.Set(c.Log.Level)
-		log := newLogger(cmd.ErrOrStderr(), c.Log.Format, level, lines)
+		stderr := telemetry.NewSpool(cmd.ErrOrStderr())
+		defer func() {
+			if stderr.Close() != nil { // nobody reads what else there is to say
+				cmd.Root().SetErr(io.Discard)
+			}
+		}()
+		log := newLogger(asJSON(c.Log.Format, cmd.ErrOrStderr()), level, lines, stderr)
 		return daemon.Run(ctx, c, daemon.Options{
 			Logger:    log,
 			Level:     level,
 			Lines:     lines,
+			Log:       stderr,
 			Version:   buildVersion(),
 			AccessLog: cmd.OutOrStdout(),
 			Reload:    hangup,
