@@ -89,6 +89,13 @@ func instanceDirs(cfg Config) []string {
 	return out
 }
 
+// PinsAreOutOfSight reports whether an instance has run with a run directory, and
+// there is no bpffs here in which its pins would be.
+func PinsAreOutOfSight(runDir string) bool {
+	_, err := os.Stat(filepath.Join(runDir, lockFile))
+	return err == nil && len(instanceDirs(Config{RunDir: runDir, BPFFS: defaultBPFFS})) == 0
+}
+
 // pinDirs returns where this instance's pins are.
 func pinDirs(cfg Config) []string {
 	var out []string

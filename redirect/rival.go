@@ -32,6 +32,18 @@ func pinRunDir(dir, runDir string) error {
 	return nil
 }
 
+// RunDirs returns the run directories of this machine's instances, as far as they
+// have pins where bpffs is by default.
+func RunDirs() (out []string) {
+	pins, _ := filepath.Glob(filepath.Join(defaultBPFFS, "culvert", "*", "*", runPin)) // the pattern is good
+	for _, pin := range pins {
+		if dir, err := os.Readlink(pin); err == nil {
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
 // lockWait is far longer than an instance has a namespace locked.
 const lockWait = 2 * time.Second
 
