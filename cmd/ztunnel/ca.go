@@ -10,18 +10,20 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/identity/ca"
+	"github.com/culvert-mesh/culvert/internal/cli"
 )
 
 func caCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "ca",
-		Short: "Make the authorities of a mesh",
-		Long: `Make the authorities of a mesh. A single node needs none of this: ztunnel run
+		Short: "Make the authorities of a mesh, and look at them",
+		Long: `Make the authorities of a mesh, and look at them. A single node needs none of this: ztunnel run
 makes its own on first start. Several nodes share a root: make it once, and an
 intermediate for each node, and bring each node its folder.`,
 	})
-	cmd.AddCommand(caInitCommand(), caIntermediateCommand())
+	cmd.AddCommand(caInitCommand(), caIntermediateCommand(), caInspectCommand())
 	return cmd
 }
 
@@ -83,6 +85,44 @@ The root's key does not go with it.`,
 		return err
 	}
 	return cmd
+}
+
+func caInspectCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "inspect",
+		Short: "Say what an authority's folder holds, and what is wrong with it",
+		Long: `Say what an authority's folder holds: its certificates, when they end, which keys
+are there, and what would keep ztunnel from using it. Keys are not shown.
+ztunnel certs has what a running one uses, its leaves too.`,
+		Example: "  ztunnel ca inspect\n  ztunnel ca inspect --dir ./node-2",
+		Args:    cobra.NoArgs,
+	}
+	dir := cmd.Flags().String("dir", config.Default("/").Identity.CA.Dir, "the `folder` to look at")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		f, err := ca.Inspect(*dir)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		out := cmd.OutOrStdout()
+		fmt.Fprint(out, certsText(identity.Trees(f.Certificates, now, nil), now), "\n")
+		keys := cli.NewTable()
+		keys.Row("root.key", keyText(f.RootKey, "renews the intermediate here; of several nodes, take it off line", "off line: somebody has to bring a new intermediate before this one ends"))
+		keys.Row("intermediate.key", keyText(f.IntermediateKey, "signs leaves", "this folder can sign no leaf"))
+		if _, err := keys.WriteTo(out); err != nil {
+			return err
+		}
+		_, err = ca.Check(ca.Config{Dir: *dir, TrustDomain: f.Domain})
+		return err
+	}
+	return cmd
+}
+
+func keyText(there bool, yes, no string) string {
+	if there {
+		return "there: " + yes
+	}
+	return "not there: " + no
 }
 
 func parseDomain(text string) (spiffeid.TrustDomain, error) {

@@ -35,6 +35,9 @@ Needs root; refuses while ztunnel runs. Harmless where there is nothing to do.`,
 		if uid := os.Geteuid(); uid != 0 {
 			return fmt.Errorf("clean up: needs root, runs as user %d: use sudo", uid)
 		}
+		if redirect.PinsAreOutOfSight(c.RunDir) && (otherMounts() || namedNetns()) {
+			return errors.New("clean up: there is no bpffs here, as `ip netns exec` or a container hides the node's, and what ztunnel has pinned there would stay: run it in the node's namespaces, such as by `nsenter --target 1 --mount --net`")
+		}
 		report, err := redirect.Cleanup(redirect.Config{
 			RunDir: c.RunDir,
 			Cgroup: c.Cgroup,

@@ -12,11 +12,18 @@ func commands() []*cobra.Command {
 	return []*cobra.Command{
 		runCommand(),
 		statusCommand(),
+		podsCommand(),
 		connectionsCommand(),
+		workloadsCommand(),
+		certsCommand(),
+		metricsCommand(),
+		logLevelCommand(),
 		cleanupCommand(),
 		configCommand(),
 		caCommand(),
+		bugreportCommand(),
 		versionCommand(),
+		completionCommand(),
 	}
 }
 

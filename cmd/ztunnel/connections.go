@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,57 +13,77 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/daemon"
-	tables "github.com/culvert-mesh/culvert/internal/cli"
+	"github.com/culvert-mesh/culvert/internal/cli"
 )
 
 func connectionsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "connections",
-		Short: "List the connections that are carried, or those in plaintext",
+		Short: "List the connections that are carried, were refused, or are in plaintext",
 		Long: `List the connections of this node's pods that the tunnel has at this moment: from
 where to where, whose identity each end has proven, for how long, and how many
 bytes. One between two pods of this node is there twice, once at each end.
+
+With --refused, list those that were refused last, or ended by the tunnel: when, how
+often one like it was, by which rule, and why. 256 are kept; the access log has all.
 
 With --plaintext, list those in plaintext instead: from before a pod's enrolment
 (existing), and let in by the mode (permissive). What is plaintext by configuration
 passes by ztunnel, and is not listed: to workloads that say tcp, to bypass.cidrs,
 and to addresses that are not of the mesh. Needs root.`,
-		Example: "  ztunnel connections\n  ztunnel connections --plaintext\n  ztunnel connections -o json | jq .total",
+		Example: "  ztunnel connections\n  ztunnel connections --refused\n  ztunnel connections --refused --watch\n  ztunnel connections --plaintext\n  ztunnel connections -o json | jq .total",
 		Args:    cobra.NoArgs,
 	}
-	a := newAsker(cmd)
+	a := newAsker(cmd).listed()
 	plaintext := cmd.Flags().Bool("plaintext", false, "those in plaintext instead")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if *plaintext {
-			var p daemon.Plaintext
-			return a.ask("/connections/plaintext", &p, func() error {
-				_, err := fmt.Fprint(cmd.OutOrStdout(), plaintextText(p, time.Now()))
-				return err
-			})
+	refused := cmd.Flags().Bool("refused", false, "those that were refused last instead, and why")
+	cmd.RunE = func(*cobra.Command, []string) error {
+		switch {
+		case *plaintext && *refused:
+			return usageError{errors.New("--plaintext and --refused are two lists: ask for one")}
+		case *plaintext:
+			return show(a, "/connections/plaintext", whole[daemon.Plaintext], plaintextText)
+		case *refused:
+			return show(a, "/connections/refused", whole[daemon.Refused], refusedText)
 		}
-		var c daemon.Connections
-		return a.ask("/connections", &c, func() error {
-			_, err := fmt.Fprint(cmd.OutOrStdout(), connectionsText(c))
-			return err
-		})
+		return show(a, "/connections", whole[daemon.Connections], connectionsText)
 	}
 	return cmd
 }
 
 // connectionsText is the list for a person.
-func connectionsText(c daemon.Connections) string {
+func connectionsText(c daemon.Connections, _ time.Time) string {
 	if len(c.Connections) == 0 {
 		return "No connections.\n"
 	}
 	var b strings.Builder
-	t := tables.NewTable("DIRECTION", "SOURCE", "DESTINATION", "AGE", "RECEIVED", "SENT", "SECURITY", "SOURCE IDENTITY", "DESTINATION IDENTITY").AlignRight(3, 4, 5)
+	t := cli.NewTable("DIRECTION", "SOURCE", "DESTINATION", "AGE", "RECEIVED", "SENT", "SECURITY", "SOURCE IDENTITY", "DESTINATION IDENTITY").AlignRight(3, 4, 5)
 	for _, l := range c.Connections {
 		t.Row(l.Direction, end(l.Source), end(l.Destination), age(time.Duration(float64(l.Age)*float64(time.Second))),
-			tables.Bytes(int64(l.Received)), tables.Bytes(int64(l.Sent)), l.Security, or(l.Source.Identity), or(l.Destination.Identity))
+			cli.Bytes(int64(l.Received)), cli.Bytes(int64(l.Sent)), l.Security, or(l.Source.Identity), or(l.Destination.Identity))
 	}
 	t.WriteTo(&b)
 	if more := c.Total - len(c.Connections); more > 0 {
 		fmt.Fprintf(&b, "and %d more\n", more)
+	}
+	return b.String()
+}
+
+// refusedText is the list for a person, the latest last, where a terminal stands.
+func refusedText(r daemon.Refused, now time.Time) string {
+	if r.Total == 0 {
+		return "No connection was refused since the start.\n"
+	}
+	var b strings.Builder
+	t := cli.NewTable("LAST", "TIMES", "DIRECTION", "SOURCE", "DESTINATION", "REASON", "RULE", "SOURCE IDENTITY", "WHY").AlignRight(1)
+	shown := uint64(0)
+	for _, l := range slices.Backward(r.Connections) {
+		t.Row(age(now.Sub(l.Last))+" ago", l.Times, l.Direction, end(l.Source), end(l.Destination), l.Reason, or(l.Rule), or(l.Source.Identity), or(oneLine(l.Detail)))
+		shown += l.Times
+	}
+	t.WriteTo(&b)
+	if more := r.Total - shown; more > 0 {
+		fmt.Fprintf(&b, "and %d more, which are in the access log: %d since the start\n", more, r.Total)
 	}
 	return b.String()
 }
@@ -73,7 +94,7 @@ func plaintextText(p daemon.Plaintext, now time.Time) string {
 	if len(p.Connections) == 0 {
 		b.WriteString("No plaintext connections with the mesh. What is plaintext by configuration passes by ztunnel, and is not listed.\n")
 	} else {
-		t := tables.NewTable("KIND", "POD", "DIRECTION", "SOURCE", "DESTINATION", "AGE", "USER")
+		t := cli.NewTable("KIND", "POD", "DIRECTION", "SOURCE", "DESTINATION", "AGE", "USER")
 		for _, l := range p.Connections {
 			since, uid := "-", "-"
 			if l.Start != nil {

@@ -51,7 +51,11 @@ func execute(args []string, stdout, stderr io.Writer) int {
 		Use:   "ztunnel",
 		Short: "Culvert: mutual TLS for the pods of a node, transparently",
 		Long: `ztunnel is Culvert's data plane: it carries the TCP traffic of this node's pods
-over mutual TLS, with a certificate for each workload's identity.`,
+over mutual TLS, with a certificate for each workload's identity. Istio's data plane
+has the same name, and speaks the same protocol: "ztunnel version" says whose this is.
+
+"run" is the daemon. Most others ask it, over the socket in its run folder, which is
+root's; "config", "ca" and "version" need no daemon.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
@@ -83,14 +87,18 @@ over mutual TLS, with a certificate for each workload's identity.`,
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
-		Short:   "Say which build this is",
+		Short:   "Say which build this is: Culvert's, not Istio's",
 		Example: "  ztunnel version",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "Culvert ztunnel %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprint(cmd.OutOrStdout(), versionText())
 			return err
 		},
 	}
+}
+
+func versionText() string {
+	return fmt.Sprintf("Culvert ztunnel %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // buildVersion is the linker's, else the module's as go install knows it.

@@ -69,7 +69,7 @@ func TestRunAndCleanup(t *testing.T) {
 	})
 	conf := filepath.Join(dir, "config.yaml")
 	bin := build(t)
-	t.Cleanup(func() { cli(t, "cleanup", "--config", conf) })
+	t.Cleanup(func() { call(t, "cleanup", "--config", conf) })
 
 	cmd, said := start(t, bin, conf)
 	for _, want := range []string{`"msg":"starting"`, conf, filepath.Join(dir, "run"), filepath.Join(dir, "pods.yaml"), "/culvert/", "net:["} {
@@ -97,11 +97,11 @@ func TestRunAndCleanup(t *testing.T) {
 	}
 	wait(t, cmd)
 
-	code, stdout, stderr := cli(t, "cleanup", "--config", conf)
+	code, stdout, stderr := call(t, "cleanup", "--config", conf)
 	if code != exitOK || !strings.Contains(stdout, "connect4") {
 		t.Errorf("cleanup: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	code, stdout, stderr = cli(t, "cleanup", "--config", conf)
+	code, stdout, stderr = call(t, "cleanup", "--config", conf)
 	if code != exitOK || !strings.Contains(stdout, "nothing to clean up") {
 		t.Errorf("a second cleanup: exit code %d\n%s%s", code, stdout, stderr)
 	}
@@ -119,7 +119,7 @@ func TestNotify(t *testing.T) {
 	})
 	conf := filepath.Join(dir, "config.yaml")
 	bin := build(t)
-	t.Cleanup(func() { cli(t, "cleanup", "--config", conf) })
+	t.Cleanup(func() { call(t, "cleanup", "--config", conf) })
 	for _, name := range []string{filepath.Join(dir, "notify"), fmt.Sprintf("@culvert-test-%d", os.Getpid())} {
 		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 		if err != nil {
@@ -161,7 +161,7 @@ func TestMetricsAddressIsTaken(t *testing.T) {
 	})
 	conf, run := filepath.Join(dir, "config.yaml"), filepath.Join(dir, "run")
 	bin := build(t)
-	t.Cleanup(func() { cli(t, "cleanup", "--config", conf) })
+	t.Cleanup(func() { call(t, "cleanup", "--config", conf) })
 
 	out, err := exec.CommandContext(t.Context(), bin, "run", "--config", conf).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "set metrics.address") {

@@ -48,3 +48,35 @@ func TestBytes(t *testing.T) {
 		}
 	}
 }
+
+// A peer's words do not reach the terminal as orders to it.
+func TestTableShowsWhatIsNotPrintable(t *testing.T) {
+	table := NewTable()
+	table.Row("a\x1b[2Jb\nc\u202e", "größer")
+	var b strings.Builder
+	table.WriteTo(&b)
+	if want := "a\ufffd[2Jb\ufffdc\ufffd  größer\n"; b.String() != want {
+		t.Errorf("%q, want %q", b.String(), want)
+	}
+}
+
+func TestScreenKeepsToItsRows(t *testing.T) {
+	for _, tt := range []struct {
+		rows int
+		want string
+	}{
+		{0, "a\nb\nc\n"},
+		{4, "a\nb\nc\n"},
+		{3, "a\n… and 2 lines more\n"},
+		{1, "… and 3 lines more\n"},
+	} {
+		if got := fit("a\nb\nc\n", tt.rows); got != tt.want {
+			t.Errorf("in %d rows: %q, want %q", tt.rows, got, tt.want)
+		}
+	}
+	var b strings.Builder
+	s := NewScreen(&b)
+	if err := s.Show("a\n"); err != nil || s.IsTerminal() || b.String() != "a\n" {
+		t.Errorf("no terminal has %q, %v", &b, err)
+	}
+}

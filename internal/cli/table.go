@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cli prints what a person reads on a terminal: aligned tables, and reports of lines that hold or do not.
+// Package cli prints what a person reads on a terminal: aligned tables, reports of lines that hold or do not, and a
+// screen that is drawn again.
+//
 // Colour is used on terminals only, and never where NO_COLOR is set. It parses no flags and decides nothing.
 package cli
 
@@ -9,6 +11,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -60,11 +63,18 @@ func (t *Table) AlignRight(columns ...int) *Table {
 	return t
 }
 
-// Row adds a row; cells are printed as fmt.Sprint does.
+// Row adds a row; cells are printed as fmt.Sprint does. What would move a
+// terminal's cursor or change its colours is shown as \ufffd: names and reasons may
+// be a peer's words.
 func (t *Table) Row(cells ...any) {
 	row := make([]string, len(cells))
 	for i, c := range cells {
-		row[i] = fmt.Sprint(c)
+		row[i] = strings.Map(func(r rune) rune {
+			if !unicode.IsPrint(r) {
+				return unicode.ReplacementChar
+			}
+			return r
+		}, fmt.Sprint(c))
 	}
 	t.rows = append(t.rows, row)
 }

@@ -270,10 +270,17 @@ func TestStatusAndConnections(t *testing.T) {
 		one, two := e.Pod(1, 1), e.Pod(2, 1)
 		app, err := two.Echo(8080)
 		e.must(err)
-		status := e.command(d[0], "status")
-		for _, want := range []string{fmt.Sprint("process ", d[0].PID()), "ready", d[0].RunDir(), key(one), one.Addr(4).String(), one.Identity(), "ends in "} {
-			if !strings.Contains(status, want) {
-				t.Errorf("no %q in the status:\n%s", want, status)
+		for command, wants := range map[string][]string{
+			"status":    {fmt.Sprint("process ", d[0].PID()), "ready", "2 ready", d[0].RunDir()},
+			"pods":      {key(one), one.Addr(4).String(), one.Identity(), "ends in "},
+			"workloads": {one.Namespace + "/" + one.Name, two.Addr(4).String(), two.Identity(), "hbone"},
+			"certs":     {"root", "└ ", one.Identity(), "good"},
+		} {
+			out := e.command(d[0], command)
+			for _, want := range wants {
+				if !strings.Contains(out, want) {
+					t.Errorf("no %q in the %s:\n%s", want, command, out)
+				}
 			}
 		}
 		if out := e.command(d[0], "connections"); out != "No connections.\n" {
