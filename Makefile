@@ -6,6 +6,15 @@ SUDO    ?= $(if $(filter 0,$(shell id -u)),,sudo)
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
 
+# Where `make install` puts things; DESTDIR is put in front of each.
+PREFIX        ?= /usr/local
+bindir        ?= $(PREFIX)/bin
+unitdir       ?= $(PREFIX)/lib/systemd/system
+docdir        ?= $(PREFIX)/share/doc/culvert
+sysconfdir    ?= /etc
+localstatedir ?= /var
+INSTALL       ?= install
+
 .PHONY: help build demo test test-unit test-e2e test-vm soak bench-quick bench bench-scale bench-apps fuzz generate lint clean
 
 help: ## list the targets
@@ -13,6 +22,25 @@ help: ## list the targets
 
 build: ## bin/ztunnel (needs Go only)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/ztunnel ./cmd/ztunnel
+
+.PHONY: install uninstall deb
+install: ## bin/ztunnel, a systemd unit, examples where no file is yet (PREFIX, DESTDIR)
+	@test -x bin/ztunnel || { echo "there is no bin/ztunnel: run make build first" >&2; exit 1; }
+	$(INSTALL) -d $(DESTDIR)$(bindir) $(DESTDIR)$(unitdir) $(DESTDIR)$(docdir) $(DESTDIR)$(sysconfdir)/culvert
+	$(INSTALL) -d -m 700 $(DESTDIR)$(localstatedir)/lib/culvert
+	$(INSTALL) bin/ztunnel $(DESTDIR)$(bindir)/ztunnel
+	sed 's|/usr/local/bin/|$(bindir)/|; s|/etc/culvert/|$(sysconfdir)/culvert/|' deploy/systemd/culvert.service >$(DESTDIR)$(unitdir)/culvert.service
+	chmod 644 $(DESTDIR)$(unitdir)/culvert.service
+	$(INSTALL) -m 644 README.md SECURITY.md LICENSE docs/*.md $(DESTDIR)$(docdir)
+	@for f in deploy/etc/*.yaml; do \
+		to=$(DESTDIR)$(sysconfdir)/culvert/$${f##*/}; \
+		if test -e $$to; then echo "$$to is there already, and stays as it is"; \
+		else echo "$(INSTALL) -m 644 $$f $$to"; $(INSTALL) -m 644 $$f $$to || exit 1; fi; \
+	done
+
+uninstall: ## what install has put there; configuration and certificates stay
+	rm -f $(DESTDIR)$(bindir)/ztunnel $(DESTDIR)$(unitdir)/culvert.service
+	rm -rf $(DESTDIR)$(docdir)
 
 demo: build ## two nodes with two pods each, real traffic, and the proof (needs root for the run)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/demo ./test/demo
