@@ -37,7 +37,7 @@ func prepared(prefix string, ztunnel *string, run func() int) (code int, err err
 		}
 		defer os.RemoveAll(dir)
 		*ztunnel = filepath.Join(dir, "ztunnel")
-		build := exec.Command("go", "build", "-o", *ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
+		build := exec.Command("go", "build", "-trimpath", "-o", *ztunnel, "github.com/culvert-mesh/culvert/cmd/ztunnel")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("build ztunnel: %w\n%s", err, out)
