@@ -26,12 +26,13 @@ build: ## bin/ztunnel (needs Go only)
 .PHONY: install uninstall deb
 install: ## bin/ztunnel, a systemd unit, examples where no file is yet (PREFIX, DESTDIR)
 	@test -x bin/ztunnel || { echo "there is no bin/ztunnel: run make build first" >&2; exit 1; }
-	$(INSTALL) -d $(DESTDIR)$(bindir) $(DESTDIR)$(unitdir) $(DESTDIR)$(docdir) $(DESTDIR)$(sysconfdir)/culvert
+	$(INSTALL) -d $(DESTDIR)$(bindir) $(DESTDIR)$(unitdir) $(DESTDIR)$(docdir)/docs $(DESTDIR)$(sysconfdir)/culvert
 	$(INSTALL) -d -m 700 $(DESTDIR)$(localstatedir)/lib/culvert
 	$(INSTALL) bin/ztunnel $(DESTDIR)$(bindir)/ztunnel
 	sed 's|/usr/local/bin/|$(bindir)/|; s|/etc/culvert/|$(sysconfdir)/culvert/|' deploy/systemd/culvert.service >$(DESTDIR)$(unitdir)/culvert.service
 	chmod 644 $(DESTDIR)$(unitdir)/culvert.service
-	$(INSTALL) -m 644 README.md SECURITY.md LICENSE docs/*.md $(DESTDIR)$(docdir)
+	$(INSTALL) -m 644 README.md SECURITY.md LICENSE $(DESTDIR)$(docdir)
+	$(INSTALL) -m 644 docs/*.md $(DESTDIR)$(docdir)/docs
 	@for f in deploy/etc/*.yaml; do \
 		to=$(DESTDIR)$(sysconfdir)/culvert/$${f##*/}; \
 		if test -e $$to; then echo "$$to is there already, and stays as it is"; \
@@ -41,6 +42,16 @@ install: ## bin/ztunnel, a systemd unit, examples where no file is yet (PREFIX, 
 uninstall: ## what install has put there; configuration and certificates stay
 	rm -f $(DESTDIR)$(bindir)/ztunnel $(DESTDIR)$(unitdir)/culvert.service
 	rm -rf $(DESTDIR)$(docdir)
+
+deb: build ## out/culvert_*.deb, for this machine's kind (needs dpkg-deb)
+	rm -rf out/deb
+	$(MAKE) --no-print-directory install DESTDIR=out/deb PREFIX=/usr
+	mkdir out/deb/DEBIAN
+	printf '%s\n' 'Package: culvert' 'Version: 0~$(VERSION)' "Architecture: $$(dpkg --print-architecture)" \
+		'Maintainer: The Culvert authors <https://github.com/culvert-mesh/culvert>' 'Section: net' 'Priority: optional' \
+		'Description: mutual TLS for the pods of a node, transparently' >out/deb/DEBIAN/control
+	cd out/deb && find etc -type f -printf '/%p\n' >DEBIAN/conffiles
+	dpkg-deb --build --root-owner-group out/deb out
 
 demo: build ## two nodes with two pods each, real traffic, and the proof (needs root for the run)
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/demo ./test/demo

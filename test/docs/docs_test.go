@@ -121,6 +121,17 @@ func TestInstall(t *testing.T) {
 		t.Errorf("uninstalled, there is: %s", out)
 	}
 
+	t.Run("as a package of Debian's", func(t *testing.T) {
+		if _, err := exec.LookPath("dpkg-deb"); err != nil {
+			t.Skip("dpkg-deb is not there")
+		}
+		out := m.do("make -o build deb; dpkg-deb -f out/culvert_*.deb Package; dpkg-deb -I out/culvert_*.deb conffiles; dpkg-deb -c out/culvert_*.deb")
+		for _, want := range []string{"\nculvert\n", "\n/etc/culvert/pods.yaml\n", " ./usr/bin/ztunnel\n", "drwx------ root/root", " ./usr/share/doc/culvert/docs/quickstart.md\n"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("it has no %q: %s", want, out)
+			}
+		}
+	})
 	t.Run("systemd takes the unit", func(t *testing.T) {
 		if _, err := exec.LookPath("systemd-analyze"); err != nil {
 			t.Skip("systemd-analyze is not there")
