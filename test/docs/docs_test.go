@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/culvert-mesh/culvert/privilege"
@@ -34,11 +35,36 @@ func TestQuickstart(t *testing.T) {
 	newLand(t, "node-1", "node-2").follow(read(t, "docs/quickstart.md", ""))
 }
 
-// The README's first configuration, on one machine.
+// The README's first configuration, on one machine. The line of the access log that
+// it shows has the fields of the first one that is written.
 func TestFirstConfiguration(t *testing.T) {
 	l := newLand(t, "node-1")
-	l.machines["node-1"].do("make build")
-	l.follow(read(t, "README.md", "A first configuration"))
+	m := l.machines["node-1"]
+	m.do("make build")
+	blocks := read(t, "README.md", "A first configuration")
+	shown := slices.IndexFunc(blocks, func(b block) bool { return b.lang == "json" })
+	if shown < 0 {
+		t.Fatal("it shows no line of the access log")
+	}
+	l.follow(blocks[:shown])
+	if diff := cmp.Diff(fields(t, blocks[shown].text), fields(t, m.do("head -n 1 /tmp/first/access.log"))); diff != "" {
+		t.Errorf("%s: -shown +written\n%s", blocks[shown], diff)
+	}
+	l.follow(blocks[shown:])
+}
+
+// fields are the names in a line of JSON, in order.
+func fields(t *testing.T, line string) []string {
+	t.Helper()
+	var m yaml.MapSlice // JSON is YAML, and this keeps the order
+	if err := yaml.UnmarshalWithOptions([]byte(strings.TrimSpace(line)), &m, yaml.UseOrderedMap()); err != nil {
+		t.Fatalf("%v in %s", err, line)
+	}
+	var out []string
+	for _, item := range m {
+		out = append(out, fmt.Sprint(item.Key))
+	}
+	return out
 }
 
 // What the page of the configuration shows is a configuration, and its commands
