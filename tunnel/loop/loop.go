@@ -91,6 +91,7 @@ type Loop struct {
 
 	running []func() // posted, being run
 	ran     int      // of them
+	owed    bool     // the last turn has left posted work, which nothing wakes for again
 }
 
 // New makes a loop. It holds two descriptors until Run has returned.
@@ -271,6 +272,7 @@ func (l *Loop) turn() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.turns++
+	l.owed = l.ran < len(l.running) || len(l.posted) > 0
 	return !l.stopped
 }
 
@@ -319,7 +321,7 @@ func (l *Loop) wait() int {
 	if e == 0 && n > 0 {
 		return int(n)
 	}
-	if len(l.again) > 0 || len(l.flush) > 0 || l.ran < len(l.running) {
+	if len(l.again) > 0 || len(l.flush) > 0 || l.owed {
 		return 0
 	}
 	timeout := -1

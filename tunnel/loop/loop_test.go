@@ -303,6 +303,24 @@ func TestPostedWorkHasAShareOfATurn(t *testing.T) {
 	receive(t, all, "the end of posted work after Stop")
 }
 
+// What is posted while a turn has not ended with what was posted before it is not
+// forgotten: its wake-up is gone with the turn that ends with that.
+func TestPostedBesideALeftoverIsRun(t *testing.T) {
+	l := start(t)
+	all := make(chan struct{})
+	held, release := make(chan struct{}), make(chan struct{})
+	l.Post(func() { close(held); <-release })
+	<-held
+	l.Post(func() {
+		l.Post(func() { close(all) })
+		for begun := time.Now(); time.Since(begun) < 2*loop.PostedShare; {
+		}
+	})
+	l.Post(func() {})
+	close(release)
+	receive(t, all, "what was posted beside a leftover")
+}
+
 // The descriptors of connections are closed and made anew as fast as it goes
 // on several loops while others write: were a closed one used once more, its
 // bytes would come out of a connection with another tag.
