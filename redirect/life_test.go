@@ -370,7 +370,7 @@ func TestEnrolRefusesProcessesOutsideTheCgroup(t *testing.T) {
 	}
 }
 
-func cgroupRoot(t *testing.T) string {
+func cgroupRoot(t testing.TB) string {
 	t.Helper()
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

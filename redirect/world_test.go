@@ -35,7 +35,7 @@ var (
 
 // world is a pod's namespace and one outside of it, with a Node in between.
 type world struct {
-	t            *testing.T
+	t            testing.TB
 	pod, outside *netns.NS
 	podPath      string
 	cfg          redirect.Config
@@ -45,14 +45,14 @@ type world struct {
 	listeners    map[redirect.Slot]int
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test makes network namespaces and loads BPF programs: run it as root")
 	}
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	needRoot(t)
 	w := &world{t: t, listeners: map[redirect.Slot]int{}}

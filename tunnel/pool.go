@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http2"
@@ -81,8 +82,24 @@ func (e *entry) assign(o *outbound) {
 		return
 	}
 	now := e.w.Loop.Now()
-	var best *clientTrunk
-	usable := 0
+	best, usable := e.choose(now)
+	// Beside an elephant a small request waits: open a sibling, on another
+	// loop where there is one.
+	if best == nil || (best.trunk.Elephant(now) && usable < maxTrunks) {
+		if usable >= maxTrunks {
+			o.fail(telemetry.ReasonLimit, "every tunnel connection to the peer is full")
+			return
+		}
+		e.waiting = append(e.waiting, o)
+		e.dial()
+		return
+	}
+	best.carry(o)
+}
+
+// choose returns the tunnel connection that is to carry what comes next, or nil,
+// and how many take new streams. Those whose peer's time is over are drained.
+func (e *entry) choose(now time.Time) (best *clientTrunk, usable int) {
 	for _, c := range e.trunks {
 		if !c.unusable && now.After(c.hs.Peer.Expiry) { // nothing new rests on it
 			c.drain()
@@ -97,18 +114,7 @@ func (e *entry) assign(o *outbound) {
 			best = c
 		}
 	}
-	// Beside an elephant a small request waits: open a sibling, on another
-	// loop where there is one.
-	if best == nil || (best.trunk.Elephant(now) && usable < maxTrunks) {
-		if usable >= maxTrunks {
-			o.fail(telemetry.ReasonLimit, "every tunnel connection to the peer is full")
-			return
-		}
-		e.waiting = append(e.waiting, o)
-		e.dial()
-		return
-	}
-	best.carry(o)
+	return best, usable
 }
 
 // drain gives c no new streams and closes it after its last. It runs on the

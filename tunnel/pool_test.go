@@ -4,6 +4,8 @@ package tunnel
 
 import (
 	"crypto/x509"
+	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -27,6 +29,36 @@ func TestDrainingTrunksDoNotCount(t *testing.T) {
 			t.Error("a new connection does not wait for a dial")
 		}
 	})
+}
+
+// BenchmarkPool is what a connection asks of the pool: the entry of its pair of
+// pods, among those of many, and the one that is to carry it of the most tunnel
+// connections that there can be.
+func BenchmarkPool(b *testing.B) {
+	for _, size := range []int{1, 10_000} {
+		b.Run(fmt.Sprintf("%d pairs", size), func(b *testing.B) {
+			now := time.Now()
+			w := &worker{entries: map[poolKey]*entry{}}
+			pod, keys := &Pod{}, make([]poolKey, size)
+			for i := range keys {
+				keys[i] = poolKey{
+					pod: pod, dst: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
+					id: spiffeid.RequireFromString(fmt.Sprintf("spiffe://mesh.example/ns/demo/sa/%d", i)),
+				}
+				e := w.entry(keys[i])
+				for range maxTrunks {
+					hs := &handshake.Result{Peer: identity.Peer{Expiry: now.Add(time.Hour)}}
+					e.trunks = append(e.trunks, &clientTrunk{e: e, w: w, trunk: &relay.Trunk{}, hs: hs})
+				}
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if best, usable := w.entry(keys[i*7919%size]).choose(now); best == nil || usable != maxTrunks {
+					b.Fatalf("chose %v of %d", best, usable)
+				}
+			}
+		})
+	}
 }
 
 // What is revoked is any certificate of the path, asked with the leaf's identity.

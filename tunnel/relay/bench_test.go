@@ -5,6 +5,7 @@ package relay_test
 import (
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 )
@@ -64,22 +65,53 @@ func BenchmarkRelayBulk(b *testing.B) {
 	}
 }
 
+// echo64 is an application that answers each 64 bytes with the same.
+func echo64(c net.Conn) {
+	buf := make([]byte, 64)
+	for {
+		if _, err := io.ReadFull(c, buf); err != nil {
+			return
+		}
+		if _, err := c.Write(buf); err != nil {
+			return
+		}
+	}
+}
+
+// A request on an open stream allocates nothing, from the client's socket through
+// both relays and the records between them to the server's, and back.
+func TestRequestDoesNotAllocate(t *testing.T) {
+	r := newRig(t, 2, echo64)
+	c := r.dial()
+	buf := make([]byte, 64)
+	ask := func(n int) {
+		for range n {
+			if _, err := c.Write(buf); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, buf); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	requests := 5000 / pace
+	ask(requests / 10)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	ask(requests)
+	runtime.ReadMemStats(&after)
+	// The runtime's own, such as its collector's workers, come into it.
+	if per := float64(after.Mallocs-before.Mallocs) / float64(requests); per > 0.02 {
+		t.Errorf("%.3f allocations a request", per)
+	}
+}
+
 // BenchmarkRelaySmall is one request of 64 bytes and its answer, by each of the
 // connections in turn or at once.
 func BenchmarkRelaySmall(b *testing.B) {
 	for _, conns := range []int{1, 32} {
 		b.Run(map[int]string{1: "1 connection", 32: "32 connections"}[conns], func(b *testing.B) {
-			r := newRig(b, 2, func(c net.Conn) {
-				buf := make([]byte, 64)
-				for {
-					if _, err := io.ReadFull(c, buf); err != nil {
-						return
-					}
-					if _, err := c.Write(buf); err != nil {
-						return
-					}
-				}
-			})
+			r := newRig(b, 2, echo64)
 			request := make([]byte, 64)
 			answer := func(c net.Conn, buf []byte) error {
 				if _, err := c.Write(request); err != nil {

@@ -86,7 +86,12 @@ func failf(format string, args ...any) { panic(failure{fmt.Errorf(format, args..
 func newWorld(seed uint64) *world {
 	w := &world{seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), seen: map[string]int{}}
 	suites := []uint16{tls.TLS_AES_128_GCM_SHA256, tls.TLS_AES_256_GCM_SHA384, tls.TLS_CHACHA20_POLY1305_SHA256}
-	suite := suites[w.rng.IntN(len(suites))]
+	w.join(suites[w.rng.IntN(len(suites))])
+	return w
+}
+
+// join makes the two sessions.
+func (w *world) join(suite uint16) {
 	size := 32
 	if suite == tls.TLS_AES_256_GCM_SHA384 {
 		size = 48
@@ -108,7 +113,6 @@ func newWorld(seed uint64) *world {
 		w.ends[i] = &side{w: w, client: client, s: session.New(layer, conn, nil), apps: map[uint32]*app{}}
 	}
 	w.ends[0].peer, w.ends[1].peer = w.ends[1], w.ends[0]
-	return w
 }
 
 // chance is true once in n.
