@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -240,6 +241,26 @@ func WhoAmI(name string) http.Handler {
 		fmt.Fprintf(w, "%s: you are %s, and you sent %d bytes\n", name, addr.Unmap(), len(body))
 		w.Write(body)
 	})
+}
+
+// Exchange sends text to an echo and wants it back.
+func Exchange(c net.Conn, text string) error {
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if string(got) != text {
+		return fmt.Errorf("got %q back, want %q", got, text)
+	}
+	return nil
+}
+
+// IsReset reports whether an error is a reset, as an application sees it.
+func IsReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // Slowness is by how much an emulated machine is slower than others, as it says

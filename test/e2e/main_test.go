@@ -11,7 +11,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -192,21 +191,6 @@ func (e *env) connect(p *lab.Pod, to netip.AddrPort) *net.TCPConn {
 	return c
 }
 
-// exchange sends text to an echo server and wants it back.
-func exchange(c net.Conn, text string) error {
-	if _, err := io.WriteString(c, text); err != nil {
-		return err
-	}
-	got := make([]byte, len(text))
-	if _, err := io.ReadFull(c, got); err != nil {
-		return err
-	}
-	if string(got) != text {
-		return fmt.Errorf("got %q back, want %q", got, text)
-	}
-	return nil
-}
-
 // line waits for one line of the daemon's access log for a connection to dst.
 func (e *env) line(d *lab.Daemon, direction string, dst netip.AddrPort) lab.Entry {
 	e.t.Helper()
@@ -245,10 +229,10 @@ func families(t *testing.T, f func(t *testing.T, family int)) {
 // atOnce bounds what is to be refused at once.
 func atOnce() time.Duration { return 50 * time.Millisecond * lab.Slowness() }
 
-// isReset reports whether an error is a reset, as an application sees it.
-func isReset(err error) bool {
-	return err != nil && (strings.Contains(err.Error(), "connection reset") || strings.Contains(err.Error(), "broken pipe"))
-}
+var (
+	exchange = lab.Exchange
+	isReset  = lab.IsReset
+)
 
 func isRefused(err error) bool { return err != nil && strings.Contains(err.Error(), "refused") }
 

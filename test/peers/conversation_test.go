@@ -68,21 +68,6 @@ func echo(c *net.TCPConn) {
 	}
 }
 
-// exchange sends text to an echo and wants it back.
-func exchange(c net.Conn, text string) error {
-	if _, err := io.WriteString(c, text); err != nil {
-		return err
-	}
-	got := make([]byte, len(text))
-	if _, err := io.ReadFull(c, got); err != nil {
-		return err
-	}
-	if string(got) != text {
-		return fmt.Errorf("got %q back, want %q", got, text)
-	}
-	return nil
-}
-
 // connect is dial that has to succeed.
 func (w *way) connect(e *env, family int) *net.TCPConn {
 	e.t.Helper()
@@ -96,7 +81,7 @@ func (w *way) carries(e *env, family int) {
 	e.t.Helper()
 	w.app.is(echo)
 	c := w.connect(e, family)
-	e.must(exchange(c, "carried"))
+	e.must(lab.Exchange(c, "carried"))
 	_ = c.Close()
 }
 
@@ -258,9 +243,9 @@ func (w *way) streams(e *env, family int) {
 			return err
 		}
 		conns[i] = c
-		return exchange(c, fmt.Sprintf("first of %d", i))
+		return lab.Exchange(c, fmt.Sprintf("first of %d", i))
 	})
-	each(func(i int) error { return exchange(conns[i], fmt.Sprintf("second of %d", i)) })
+	each(func(i int) error { return lab.Exchange(conns[i], fmt.Sprintf("second of %d", i)) })
 	handshakes := e.sum(successes) - before
 	e.t.Logf("%d streams at once, %v new sessions", n, handshakes)
 	if handshakes > 8 { // the most that a pair of pods has
@@ -337,10 +322,10 @@ func (w *way) resetByClient(e *env, family int) {
 	})
 	watch := w.watch(e)
 	c := w.connect(e, family)
-	e.must(exchange(c, "x"))
+	e.must(lab.Exchange(c, "x"))
 	e.must(c.SetLinger(0))
 	_ = c.Close()
-	if err := <-ends; isReset(err) == w.endsCleanly {
+	if err := <-ends; lab.IsReset(err) == w.endsCleanly {
 		e.t.Errorf("the server saw %v, want a reset: %v", err, !w.endsCleanly)
 	}
 	watch.ended(e, w.app.Addr(family), "reset")
@@ -357,10 +342,10 @@ func (w *way) resetByServer(e *env, family int) {
 	})
 	watch := w.watch(e)
 	c := w.connect(e, family)
-	e.must(exchange(c, "x"))
+	e.must(lab.Exchange(c, "x"))
 	_, err := io.WriteString(c, "y")
 	e.must(err)
-	if _, err := io.ReadAll(c); !isReset(err) {
+	if _, err := io.ReadAll(c); !lab.IsReset(err) {
 		e.t.Errorf("the client saw %v, want a reset", err)
 	}
 	watch.ended(e, w.app.Addr(family), "reset")
@@ -373,28 +358,28 @@ func (w *way) goesOn(e *env, family int, drain func()) (end func()) {
 	e.t.Helper()
 	w.app.is(echo)
 	c1 := w.connect(e, family)
-	e.must(exchange(c1, "one"))
+	e.must(lab.Exchange(c1, "one"))
 	sessions := e.sum(successes)
 	c2 := w.connect(e, family)
-	e.must(exchange(c2, "two"))
+	e.must(lab.Exchange(c2, "two"))
 	if n := e.sum(successes) - sessions; n != 0 { // the control
 		e.t.Errorf("control: the second connection made %v sessions", n)
 	}
 	_ = c2.Close()
 	drain()
 	c3 := w.connect(e, family)
-	e.must(exchange(c3, "three"))
+	e.must(lab.Exchange(c3, "three"))
 	if n := e.sum(successes) - sessions; n != 1 {
 		e.t.Errorf("%v new sessions after the GOAWAY, want 1", n)
 	}
-	e.must(exchange(c1, "four"))
+	e.must(lab.Exchange(c1, "four"))
 	return func() {
 		e.t.Helper()
 		e.must(c1.CloseWrite())
-		if b, err := io.ReadAll(c1); len(b) != 0 || err != nil && !(w.losesEnd && isReset(err)) {
+		if b, err := io.ReadAll(c1); len(b) != 0 || err != nil && !(w.losesEnd && lab.IsReset(err)) {
 			e.t.Errorf("the first connection ended with %q, %v", b, err)
 		}
-		e.must(exchange(c3, "five"))
+		e.must(lab.Exchange(c3, "five"))
 		_ = c3.Close()
 	}
 }

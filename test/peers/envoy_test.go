@@ -375,7 +375,7 @@ func TestEnvoyServer(t *testing.T) {
 				defer v.Kill()
 				families(e.in(t), func(e *env, family int) {
 					watch, dst := e.watch("outbound"), netip.AddrPortFrom(p.Addr(family), appPort)
-					if err := sees(connect(e, e.ours, dst)); !isReset(err) {
+					if err := sees(connect(e, e.ours, dst)); !lab.IsReset(err) {
 						e.t.Errorf("the application saw %v, want a reset", err)
 					}
 					watch.refused(e, append(c.ours, "reporter=source")...)
@@ -438,7 +438,7 @@ func (w *way) refusedByAnswers(e *env) {
 	families(e, func(e *env, family int) {
 		for _, a := range answers {
 			watch, dst := e.watch("outbound"), netip.AddrPortFrom(e.theirs.Addr(family), a.port)
-			if err := sees(connect(e, e.ours, dst)); !isReset(err) {
+			if err := sees(connect(e, e.ours, dst)); !lab.IsReset(err) {
 				e.t.Errorf("port %d: the application saw %v, want a reset", a.port, err)
 			}
 			status := a.status

@@ -211,11 +211,6 @@ func families(e *env, f func(e *env, family int)) {
 	}
 }
 
-// isReset reports whether an error is a reset, as an application sees it.
-func isReset(err error) bool {
-	return err != nil && (strings.Contains(err.Error(), "connection reset") || strings.Contains(err.Error(), "broken pipe"))
-}
-
 // connect makes a TCP connection from a pod, of use for as long as a GiB takes.
 func connect(e *env, p *lab.Pod, to netip.AddrPort) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(e.ctx, patience())

@@ -151,10 +151,13 @@ const server = config.server && serve(config.server);
 readline.createInterface({ input: process.stdin }).on('line', (line) => {
 	const order = JSON.parse(line);
 	switch (order.do) {
-	case 'goaway': // of every session: nothing new, what is open goes on
+	case 'goaway': // of every session: nothing new, what is open goes on; the other side closes
+	case 'close': // and this one does
 		for (const s of [...serving, ...sessions.values()]) {
 			s.drained = true;
-			if (!s.closed) s.close();
+			if (s.closed || s.destroyed) continue;
+			if (order.do === 'close') s.close();
+			else s.goaway(NGHTTP2_NO_ERROR);
 		}
 		break;
 	case 'renew':

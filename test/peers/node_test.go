@@ -105,6 +105,51 @@ func (n *nodejs) is(e *env, order string) {
 	n.hears(e, "done", object{"do": order})
 }
 
+// theirEnds are the ways in which Node.js has a session end. After a GOAWAY alone it
+// neither closes it nor reads on once its last stream has ended, so ours has to.
+var theirEnds = []string{"close", "goaway"}
+
+// sessionEnds is goesOn, and wants our end of the session that drains to be closed
+// with its last stream.
+func (n *nodejs) sessionEnds(e *env, w *way, family int, drain func()) {
+	e.t.Helper()
+	n.is(e, "close") // what others have left
+	e.sessions(family, 0)
+	w.carries(e, family)
+	end := w.goesOn(e, family, drain)
+	e.sessions(family, 2) // one that drains, and another
+	end()
+	e.sessions(family, 1)
+}
+
+// sessions waits until so many sockets of our pod are connected from or to the
+// tunnel's port.
+func (e *env) sessions(family, want int) {
+	e.t.Helper()
+	table := map[int]string{4: "/proc/thread-self/net/tcp", 6: "/proc/thread-self/net/tcp6"}[family]
+	port := fmt.Sprintf(":%04X", hbonePort)
+	const established = "01"
+	e.must(lab.Until(e.ctx, fmt.Sprintf("our pod has %d sessions", want), func() error {
+		return e.ours.Do(func() error {
+			b, err := os.ReadFile(table)
+			if err != nil {
+				return err
+			}
+			n := 0
+			for line := range strings.Lines(string(b)) {
+				f := strings.Fields(line) // number, local and remote address, state
+				if len(f) > 3 && f[3] == established && (strings.HasSuffix(f[1], port) || strings.HasSuffix(f[2], port)) {
+					n++
+				}
+			}
+			if n != want {
+				return fmt.Errorf("it has %d", n)
+			}
+			return nil
+		})
+	}, soon()))
+}
+
 // TestNodeClient: Node.js as client of our server.
 func TestNodeClient(t *testing.T) {
 	binary := nodeBinary(t)
@@ -132,7 +177,7 @@ func TestNodeClient(t *testing.T) {
 		families(e.in(t), func(e *env, family int) {
 			for _, r := range refusals {
 				watch := e.watch("inbound")
-				if err := by(app, r.route).sees(e, family); !isReset(err) {
+				if err := by(app, r.route).sees(e, family); !lab.IsReset(err) {
 					e.t.Errorf("%s: the application saw %v, want a reset", r.route, err)
 				}
 				n.hears(e, "refused", object{"route": named(r.route, family), "status": r.status, "reason": r.reason})
@@ -145,14 +190,14 @@ func TestNodeClient(t *testing.T) {
 		families(e.in(t), func(e *env, family int) {
 			// Ours refuses its: it hears which alert.
 			watch := e.watch("inbound")
-			if err := by(app, "unknown").sees(e, family); !isReset(err) {
+			if err := by(app, "unknown").sees(e, family); !lab.IsReset(err) {
 				e.t.Errorf("the application saw %v, want a reset", err)
 			}
 			watch.refused(e, "reason=chain_validation_failed", "reporter=destination")
 			n.hears(e, "failed", object{"route": named("unknown", family), "code": "ERR_SSL_TLSV1_ALERT_UNKNOWN_CA"})
 			// It refuses ours: after the handshake, and without an alert, so
 			// that there is nothing for us to report.
-			if err := by(app, "elsewhere").sees(e, family); !isReset(err) {
+			if err := by(app, "elsewhere").sees(e, family); !lab.IsReset(err) {
 				e.t.Errorf("the application saw %v, want a reset", err)
 			}
 			n.hears(e, "error", object{"kind": named("elsewhere", family), "message": "is " + e.ours.Identity()})
@@ -171,12 +216,13 @@ func TestNodeClient(t *testing.T) {
 				n.hears(e, "closed", object{"kind": kind})
 			})
 		})
-		t.Run("theirs", func(t *testing.T) {
-			families(e.in(t), func(e *env, family int) {
-				good.goesOn(e, family, func() { n.is(e, "goaway") })()
-				n.hears(e, "closed", object{"kind": named("good", family)})
+		for _, order := range theirEnds {
+			t.Run("theirs/"+order, func(t *testing.T) {
+				families(e.in(t), func(e *env, family int) {
+					n.sessionEnds(e, good, family, func() { n.is(e, order) })
+				})
 			})
-		})
+		}
 	})
 	e.t.Run("Rekey", noRekeying("Node.js"))
 }
@@ -226,7 +272,7 @@ func TestNodeServer(t *testing.T) {
 				defer n.Kill()
 				families(e, func(e *env, family int) {
 					watch, dst := e.watch("outbound"), netip.AddrPortFrom(p.Addr(family), appPort)
-					if err := sees(connect(e, e.ours, dst)); !isReset(err) {
+					if err := sees(connect(e, e.ours, dst)); !lab.IsReset(err) {
 						e.t.Errorf("the application saw %v, want a reset", err)
 					}
 					if c.ours != nil {
@@ -258,15 +304,16 @@ func TestNodeServer(t *testing.T) {
 				n.hears(e, "closed", nil)
 			})
 		})
-		t.Run("theirs", func(t *testing.T) {
-			families(e.in(t), func(e *env, family int) {
-				fresh.goesOn(e, family, func() {
-					n.is(e, "goaway")
-					fresh.untilAnother(e, family)
-				})()
-				n.hears(e, "closed", nil)
+		for _, order := range theirEnds {
+			t.Run("theirs/"+order, func(t *testing.T) {
+				families(e.in(t), func(e *env, family int) {
+					n.sessionEnds(e, fresh, family, func() {
+						n.is(e, order)
+						fresh.untilAnother(e, family)
+					})
+				})
 			})
-		})
+		}
 	})
 	e.t.Run("Rekey", noRekeying("Node.js"))
 }

@@ -242,7 +242,7 @@ func TestZtunnelServer(t *testing.T) {
 	e.t.Run("RefusedConnect", func(t *testing.T) {
 		families(e.in(t), func(e *env, family int) {
 			watch, dst := e.watch("outbound"), netip.AddrPortFrom(e.theirs.Addr(family), closedPort)
-			if err := sees(connect(e, e.ours, dst)); !isReset(err) {
+			if err := sees(connect(e, e.ours, dst)); !lab.IsReset(err) {
 				e.t.Errorf("the application saw %v, want a reset", err)
 			}
 			watch.ended(e, dst, "unreachable") // by its 503
