@@ -173,9 +173,13 @@ func TestVerifyMalformed(t *testing.T) {
 	}
 	t.Run("too many certificates", func(t *testing.T) {
 		certs := chain(t, ca, web)
-		for len(certs) <= identity.MaxChain {
+		for len(certs) < identity.MaxChain {
 			certs = append(certs, ca.Intermediate)
 		}
+		if _, failure := v.Verify(certs, web); failure != nil {
+			t.Errorf("at the limit: %v", failure)
+		}
+		certs = append(certs, ca.Intermediate)
 		wantFailure(t, v, certs, web, identity.ReasonSVIDMalformed, "9 certificates")
 	})
 }

@@ -189,6 +189,27 @@ func TestAcceptKeepsDescriptors(t *testing.T) {
 	s.wait("refused", s.full)
 }
 
+// A turn takes so many, and leaves one above it to the next.
+func TestAcceptShare(t *testing.T) {
+	for _, n := range []int{acceptShare, acceptShare + 1} {
+		s := newListening(t)
+		taken := -1
+		s.do(func() {
+			for range n {
+				s.connect(s.client())
+			}
+			s.a.Ready(loop.In)
+			taken = len(s.accepted)
+		})
+		if taken != acceptShare {
+			t.Errorf("a turn has taken %d of %d", taken, n)
+		}
+		for range n {
+			s.wait("accepted", s.accepted)
+		}
+	}
+}
+
 // A listener that was closed while it rested takes nothing of who has its number.
 func TestClosedAcceptorTakesNothing(t *testing.T) {
 	s := newListening(t)

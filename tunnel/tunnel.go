@@ -100,6 +100,14 @@ type Config struct {
 	Memory int64
 }
 
+// The defaults of Config's times; that of a handshake is tunnel/handshake's.
+const (
+	defaultConnectTimeout = 10 * time.Second
+	defaultPingAfter      = 10 * time.Second
+	defaultDeadAfter      = 20 * time.Second
+	defaultIdleAfter      = 5 * time.Minute
+)
+
 // memoryPart is the default of Config.Memory as a part of Go's memory limit.
 const memoryPart = 4
 
@@ -152,11 +160,11 @@ func New(cfg Config) (*Tunnel, error) {
 			*d = v
 		}
 	}
-	def(&cfg.HandshakeTimeout, 10*time.Second)
-	def(&cfg.ConnectTimeout, 10*time.Second)
-	def(&cfg.PingAfter, 10*time.Second)
-	def(&cfg.DeadAfter, 20*time.Second)
-	def(&cfg.IdleAfter, 5*time.Minute)
+	def(&cfg.HandshakeTimeout, handshake.DefaultTimeout)
+	def(&cfg.ConnectTimeout, defaultConnectTimeout)
+	def(&cfg.PingAfter, defaultPingAfter)
+	def(&cfg.DeadAfter, defaultDeadAfter)
+	def(&cfg.IdleAfter, defaultIdleAfter)
 	if cfg.Loops == 0 {
 		cfg.Loops = runtime.NumCPU()
 	}
@@ -172,7 +180,7 @@ func New(cfg Config) (*Tunnel, error) {
 	t.plain.most = int64(limit / 2 / 2)           // half of them, two for each
 	t.budget = relay.NewBudget(cfg.Memory, t.shed)
 	t.sources = newSources(t.budget, &t.limits)
-	t.turns = newTurns(max(1, runtime.GOMAXPROCS(0)/handshakeCPUs))
+	t.turns = newTurns(runtime.GOMAXPROCS(0))
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	for i := range cfg.Loops {
 		l, err := loop.New()

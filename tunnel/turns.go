@@ -21,8 +21,9 @@ type turns struct {
 	order   []netip.Addr // that have somebody waiting
 }
 
-func newTurns(n int) *turns {
-	return &turns{free: n, waiting: map[netip.Addr][]chan struct{}{}}
+// newTurns is for a machine, or a share of it, of so many processors.
+func newTurns(cpus int) *turns {
+	return &turns{free: max(1, cpus/handshakeCPUs), waiting: map[netip.Addr][]chan struct{}{}}
 }
 
 // of is an address's way to its turns.

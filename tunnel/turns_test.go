@@ -8,12 +8,21 @@ import (
 	"testing/synctest"
 )
 
+// Half of the processors, and one of one.
+func TestTurnsOfProcessors(t *testing.T) {
+	for cpus, want := range map[int]int{1: 1, handshakeCPUs: 1, handshakeCPUs + 1: 1, 2 * handshakeCPUs: 2, 64: 64 / handshakeCPUs} {
+		if n := newTurns(cpus).free; n != want {
+			t.Errorf("%d processors: %d at once, want %d", cpus, n, want)
+		}
+	}
+}
+
 // So many at once, and one above it waits; who waits is served by address in turn,
 // each in its own order.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 2
-		turns := newTurns(n)
+		turns := newTurns(n * handshakeCPUs)
 		flood, one, other := turns.of(address(0)), turns.of(address(1)), turns.of(address(2))
 		for range n {
 			flood.Lock()

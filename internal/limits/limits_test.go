@@ -33,8 +33,8 @@ type row struct {
 
 var (
 	named  = regexp.MustCompile("^`([a-z0-9/]+)\\.([A-Za-z0-9_]+)`$")
-	valued = regexp.MustCompile(`^([0-9,]+)(?: (KiB|MiB|GiB|us|ms|s)\b)?`)
-	units  = map[string]int64{"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "us": int64(time.Microsecond), "ms": int64(time.Millisecond), "s": int64(time.Second)}
+	valued = regexp.MustCompile(`^([0-9,]+)(?: (KiB|MiB|GiB|us|ms|s|min)\b)?`)
+	units  = map[string]int64{"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "us": int64(time.Microsecond), "ms": int64(time.Millisecond), "s": int64(time.Second), "min": int64(time.Minute)}
 )
 
 // rows reads the tables. Their second column is the constant, the third its value.
@@ -53,36 +53,44 @@ func rows(page string) (out []row, err error) {
 			err = errors.Join(err, fmt.Errorf("line %d: %s, %s: no constant and its value", i+1, which, value))
 			continue
 		}
-		number, perr := strconv.ParseInt(strings.ReplaceAll(v[1], ",", ""), 10, 64)
-		err = errors.Join(err, perr)
-		out = append(out, row{i + 1, n[1], n[2], number * units[v[2]]})
+		out = append(out, row{i + 1, n[1], n[2], number(v)})
 	}
 	return out, err
+}
+
+// number is what valued has found.
+func number(v []string) int64 {
+	n, _ := strconv.ParseInt(strings.ReplaceAll(v[1], ",", ""), 10, 64)
+	return n * units[v[2]]
 }
 
 // sources evaluates constants of the project's packages.
 type sources struct {
 	fset     *token.FileSet
 	importer types.Importer
-	scopes   map[string]*types.Scope
+	packages map[string]*types.Package
 }
 
 func newSources() *sources {
 	fset := token.NewFileSet()
-	return &sources{fset, importer.ForCompiler(fset, "source", nil), map[string]*types.Scope{}}
+	return &sources{fset, importer.ForCompiler(fset, "source", nil), map[string]*types.Package{}}
 }
 
-// Import is types.Importer's: the standard library's time is all that constants
-// need. What else a package imports is left out, and what uses it is not checked.
+// Import is types.Importer's: the standard library's time and our own packages are
+// all that constants need. What else a package imports is left out, and what uses it
+// is not checked.
 func (s *sources) Import(path string) (*types.Package, error) {
 	if path == "time" {
 		return s.importer.Import(path)
 	}
+	if dir, ours := strings.CutPrefix(path, "github.com/culvert-mesh/culvert/"); ours {
+		return s.load(dir)
+	}
 	return nil, errors.New("not needed")
 }
 
-func (s *sources) scope(dir string) (*types.Scope, error) {
-	if known := s.scopes[dir]; known != nil {
+func (s *sources) load(dir string) (*types.Package, error) {
+	if known := s.packages[dir]; known != nil {
 		return known, nil
 	}
 	paths, err := filepath.Glob(filepath.Join(root, dir, "*.go"))
@@ -105,8 +113,8 @@ func (s *sources) scope(dir string) (*types.Scope, error) {
 	}
 	c := types.Config{Importer: s, Error: func(error) {}, IgnoreFuncBodies: true}
 	p, _ := c.Check(dir, s.fset, files, nil)
-	s.scopes[dir] = p.Scope()
-	return p.Scope(), nil
+	s.packages[dir] = p
+	return p, nil
 }
 
 // value is a constant's.
@@ -114,11 +122,11 @@ func (s *sources) value(dir, name string) (int64, error) {
 	if dir == "bpf" {
 		return defined(name)
 	}
-	scope, err := s.scope(dir)
+	p, err := s.load(dir)
 	if err != nil {
 		return 0, err
 	}
-	c, ok := scope.Lookup(name).(*types.Const)
+	c, ok := p.Scope().Lookup(name).(*types.Const)
 	if !ok {
 		return 0, fmt.Errorf("%s has no constant %s", dir, name)
 	}

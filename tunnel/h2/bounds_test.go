@@ -4,6 +4,7 @@ package h2
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -185,6 +186,40 @@ func TestBounds(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The table that a peer may use before it has acknowledged our SETTINGS, and after.
+func TestTableSize(t *testing.T) {
+	for _, tt := range []struct {
+		acknowledged bool
+		size         uint64
+		ok           bool
+	}{
+		{false, defaultTableSize, true},
+		{false, defaultTableSize + 1, false},
+		{true, 0, true},
+		{true, 1, false},
+	} {
+		var b bytes.Buffer
+		b.WriteString(http2.ClientPreface)
+		fr := http2.NewFramer(&b, nil)
+		must(fr.WriteSettings())
+		if tt.acknowledged {
+			must(fr.WriteSettingsAck())
+		}
+		block := []byte{0x20 | byte(tt.size)} // RFC 7541, section 6.3
+		if tt.size >= 31 {
+			block = append([]byte{0x3f}, binary.AppendUvarint(nil, tt.size-31)...)
+		}
+		block = append(block, 0x82) // :method GET
+		must(fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block, EndHeaders: true}))
+		s := New(Config{})
+		_, err := s.Receive(b.Bytes())
+		var broken *ConnError
+		if (err == nil) != tt.ok || err != nil && (!errors.As(err, &broken) || broken.Code != http2.ErrCodeCompression) {
+			t.Errorf("acknowledged %v, %d bytes: %v", tt.acknowledged, tt.size, err)
+		}
 	}
 }
 

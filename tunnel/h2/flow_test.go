@@ -366,6 +366,11 @@ func TestGoAwayRefusesWhatWasNotProcessed(t *testing.T) {
 	if ev[0].LastID != 3 || len(ev[0].Data) != maxDebug || ev[1].Stream != opened[2] || ev[2].Stream != opened[3] || ev[1].Code != http2.ErrCodeRefusedStream {
 		t.Fatalf("%+v", ev)
 	}
+	b.Reset()
+	must(fr.WriteGoAway(3, http2.ErrCodeNo, bytes.Repeat([]byte("d"), maxDebug))) // at the bound
+	if ev := receive(t, c, b.Bytes()); len(ev) != 1 || len(ev[0].Data) != maxDebug {
+		t.Fatalf("%+v", ev)
+	}
 	if _, err := c.Open(connectFields(), nil); err != ErrGoingAway {
 		t.Fatal(err)
 	}

@@ -170,7 +170,8 @@ func TestForwarded(t *testing.T) {
 		`for="`:                                {},
 		``:                                     {},
 		`;;;,`:                                 {},
-		"for=10.0.0.1;" + strings.Repeat("x", maxForwarded): {},
+		"for=10.0.0.1;" + strings.Repeat("x", maxForwarded-len("for=10.0.0.1;")):   addr("10.0.0.1:0"),
+		"for=10.0.0.1;" + strings.Repeat("x", maxForwarded-len("for=10.0.0.1;")+1): {},
 	} {
 		r, refusal := ParseRequest(fields(":method", "CONNECT", ":authority", "10.0.0.9:80", "forwarded", s))
 		if refusal != nil || r.Forwarded != want {
@@ -214,6 +215,7 @@ func TestParseBaggage(t *testing.T) {
 func TestTrace(t *testing.T) {
 	const id, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	const good = "00-" + id + "-" + parent + "-01"
+	const later = "cc-" + id + "-" + parent + "-01-"
 	for in, want := range map[string]string{
 		good:                              good,
 		"00-" + id + "-" + parent + "-ff": "00-" + id + "-" + parent + "-ff",
@@ -227,18 +229,19 @@ func TestTrace(t *testing.T) {
 		good + "0":                             "",
 		good[:len(good)-1]:                     "",
 		"":                                     "",
-		"00-" + strings.ToUpper(id) + "-" + parent + "-01":                       "",
-		"00-" + strings.Repeat("0", 32) + "-" + parent + "-01":                   "",
-		"00-" + id + "-" + strings.Repeat("0", 16) + "-01":                       "",
-		"00-" + id + "_" + parent + "-01":                                        "",
-		"00-" + id + "-" + parent + "_01":                                        "",
-		"00_" + id + "-" + parent + "-01":                                        "",
-		"0g-" + id + "-" + parent + "-01":                                        "",
-		"00-" + id + "-" + parent + "-0g":                                        "",
-		"00-" + id[1:] + "g-" + parent + "-01":                                   "",
-		"00-" + id + "-" + parent[1:] + "\n-01":                                  "",
-		strings.Repeat("0", len(good)):                                           "",
-		"cc-" + id + "-" + parent + "-01-" + strings.Repeat("x", maxTraceparent): "",
+		"00-" + strings.ToUpper(id) + "-" + parent + "-01":       "",
+		"00-" + strings.Repeat("0", 32) + "-" + parent + "-01":   "",
+		"00-" + id + "-" + strings.Repeat("0", 16) + "-01":       "",
+		"00-" + id + "_" + parent + "-01":                        "",
+		"00-" + id + "-" + parent + "_01":                        "",
+		"00_" + id + "-" + parent + "-01":                        "",
+		"0g-" + id + "-" + parent + "-01":                        "",
+		"00-" + id + "-" + parent + "-0g":                        "",
+		"00-" + id[1:] + "g-" + parent + "-01":                   "",
+		"00-" + id + "-" + parent[1:] + "\n-01":                  "",
+		strings.Repeat("0", len(good)):                           "",
+		later + strings.Repeat("x", maxTraceparent-len(later)):   good,
+		later + strings.Repeat("x", maxTraceparent-len(later)+1): "",
 	} {
 		r, refusal := ParseRequest(fields(":method", "CONNECT", ":authority", "10.0.0.1:80", "traceparent", in))
 		got := ""

@@ -181,6 +181,9 @@ func TestIdleHoardersGoFirst(t *testing.T) {
 // that have used all up.
 func TestAccount(t *testing.T) {
 	const half = 1 << 20
+	if n := relay.NewBudget(0, nil).Size(); n != relay.DefaultMemory {
+		t.Errorf("unless it is told the budget is %d bytes, want %d", n, relay.DefaultMemory)
+	}
 	b := relay.NewBudget(2*half, nil)
 	fill := func(a *relay.Account, n int64) int64 {
 		got := int64(0)
