@@ -8,14 +8,13 @@ import (
 	"io"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/culvert-mesh/culvert/internal/cli"
+	"github.com/culvert-mesh/culvert/internal/lab"
 )
 
 // report is a run, as it is kept: what it was made with, and each sample.
@@ -57,43 +56,10 @@ type memoryEntry struct {
 
 func newReport(o options) *report {
 	return &report{
-		Time: time.Now().UTC().Round(time.Second), Command: strings.Join(os.Args, " "), Commit: commit(),
-		CPU: cpuModel(), CPUs: runtime.NumCPU(), Kernel: kernel(), Go: runtime.Version(),
+		Time: time.Now().UTC().Round(time.Second), Command: strings.Join(os.Args, " "), Commit: lab.Commit(),
+		CPU: lab.CPU(), CPUs: runtime.NumCPU(), Kernel: lab.Kernel(), Go: runtime.Version(),
 		Rounds: o.rounds, For: o.each, Idle: o.idle,
 	}
-}
-
-func commit() string {
-	out, err := exec.Command("git", "describe", "--always", "--dirty").Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func cpuModel() string {
-	data, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(data)) {
-		if name, ok := strings.CutPrefix(line, "model name"); ok {
-			return strings.TrimSpace(strings.TrimLeft(name, "\t :"))
-		}
-	}
-	return "unknown CPU"
-}
-
-func kernel() string {
-	var u syscall.Utsname
-	if syscall.Uname(&u) != nil {
-		return "unknown"
-	}
-	var b strings.Builder
-	for _, c := range u.Release {
-		if c == 0 {
-			break
-		}
-		b.WriteByte(byte(c))
-	}
-	return b.String()
 }
 
 func (r *report) write(file string) error { return writeJSON(file, r) }

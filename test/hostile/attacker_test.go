@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,13 +28,30 @@ import (
 )
 
 // The attacker is this test's own binary in another process, in a pod's network
-// namespace and at a lower priority: on a machine with few processors what is
-// measured is to be what the daemon does, not what the attacker takes from it. At
-// the lowest one it would not run at all where the machine has other work.
-const niceness = 10
+// namespace. In life it is another machine. Here it has the processors when nobody
+// else wants them (SCHED_IDLE): it takes all that is left, and what is measured is
+// what the daemon does, not what the attacker takes from it. The same goes for the
+// applications that it asks for.
 
-// environment tells the test's binary to be an attacker.
+// environment tells the test's binary to be an attacker, or its applications.
 const environment = "CULVERT_HOSTILE"
+
+// yielding puts this process below all others. A thread has its class from the one
+// that made it, so the binary begins again with what is one thread's by then.
+func yielding() error {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return fmt.Errorf("read the scheduling class: %w", err)
+	}
+	if attr.Policy == unix.SCHED_IDLE {
+		return nil
+	}
+	runtime.LockOSThread()
+	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0); err != nil {
+		return fmt.Errorf("set the scheduling class: %w", err)
+	}
+	return fmt.Errorf("begin again: %w", unix.Exec("/proc/self/exe", os.Args, os.Environ()))
+}
 
 // order is what an attacker is told.
 type order struct {
@@ -46,17 +64,13 @@ type order struct {
 	Closed     string // nobody listens
 	Cert, Key  string // PEM files; of another trust domain for one kind
 	ForSeconds float64
+	Result     string // the file that the result goes to
 }
 
-// result is what an attacker has seen.
-type result struct {
-	Connections int64            // TCP
-	Sessions    int64            // handshakes that ended
-	Frames      int64            // or whatever the kind counts: written without an error
-	Bytes       int64            // written
-	Answers     map[string]int64 // frames and statuses that came
-	Ends        map[string]int64 // how connections ended
-	Held        int64            // connections that were open at the end
+// as is the same order for another kind.
+func (o order) as(kind string) order {
+	o.Kind = kind
+	return o
 }
 
 type attacker struct {
@@ -73,11 +87,21 @@ type attacker struct {
 
 // attack is the main function of the other process.
 func attack(text string) int {
-	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, niceness)
+	if err := yielding(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	var a attacker
 	if err := json.Unmarshal([]byte(text), &a.order); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
+	}
+	if f := helpers[a.Kind]; f != nil {
+		if err := f(a.order); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
 	}
 	cert, err := tls.LoadX509KeyPair(a.Cert, a.Key)
 	if err != nil {
@@ -113,6 +137,7 @@ func attack(text string) int {
 			}
 		}
 	}
+	begun := time.Now()
 	for range max(1, k.workers) {
 		all.Go(func() {
 			for ctx.Err() == nil {
@@ -121,10 +146,17 @@ func attack(text string) int {
 		})
 	}
 	all.Wait()
-	_ = json.NewEncoder(os.Stdout).Encode(result{
-		Connections: a.connections.Load(), Sessions: a.sessions.Load(), Frames: a.frames.Load(), Bytes: a.bytes.Load(),
+	seen, err := json.Marshal(result{
+		Seconds: time.Since(begun).Seconds(), Connections: a.connections.Load(), Sessions: a.sessions.Load(), Frames: a.frames.Load(), Bytes: a.bytes.Load(),
 		Answers: a.answers, Ends: a.ends, Held: a.held.Load(),
 	})
+	if err == nil {
+		err = os.WriteFile(a.Result, seen, 0o600)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	return 0
 }
 
