@@ -180,7 +180,7 @@ func (s *site) listens(ctx context.Context, p *lab.Pod, proc *lab.Process, ports
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("%w\n%s", err, s.tail(p))
+		return fmt.Errorf("%w\n%s", err, tail(p.Node, p.Name))
 	}
 	return nil
 }
@@ -210,15 +210,23 @@ func redirect(p *lab.Pod) error {
 		{"OUTPUT", "-p", "tcp", "-j", "REDIRECT", "--to-ports", fmt.Sprint(outboundPort)},
 		{"PREROUTING", "-p", "tcp", "-j", "REDIRECT", "--to-ports", fmt.Sprint(inboundPort)},
 	} {
-		args := append([]string{"-w", "-t", "nat", "-A"}, rule...)
-		var out []byte
-		err := p.Do(func() (err error) {
-			out, err = exec.Command("iptables", args...).CombinedOutput()
+		if err := iptables(p, "nat", rule...); err != nil {
 			return err
-		})
-		if err != nil {
-			return fmt.Errorf("redirect %s: iptables %s: %w: %s", p.Name, strings.Join(args, " "), err, out)
 		}
+	}
+	return nil
+}
+
+// iptables adds a rule to a table of a pod.
+func iptables(p *lab.Pod, table string, rule ...string) error {
+	args := append([]string{"-w", "-t", table, "-A"}, rule...)
+	var out []byte
+	err := p.Do(func() (err error) {
+		out, err = exec.Command("iptables", args...).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("redirect %s: iptables %s: %w: %s", p.Name, strings.Join(args, " "), err, out)
 	}
 	return nil
 }

@@ -41,8 +41,8 @@ type site struct {
 	workloads []lab.Workload // what Culvert is told; nil: all pods
 	settings  map[string]any // of Culvert
 
-	self   string
-	stdins []io.Closer
+	self    string
+	closers []io.Closer
 }
 
 // proxy is a process that carries connections.
@@ -90,7 +90,7 @@ func openSite(ctx context.Context, p namedPath) (s *site, err error) {
 }
 
 func (s *site) close() error {
-	for _, c := range s.stdins {
+	for _, c := range s.closers {
 		c.Close()
 	}
 	return s.lab.Close()
@@ -104,7 +104,7 @@ func (s *site) serve(p *lab.Pod) error {
 	if err != nil {
 		return err
 	}
-	s.stdins = append(s.stdins, in)
+	s.closers = append(s.closers, in)
 	defer out.Close()
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		return fmt.Errorf("start server in %s: %w", p.Name, err)
@@ -136,20 +136,24 @@ func (s *site) start(p *lab.Pod, cmd *exec.Cmd) (proc *lab.Process, in, out *os.
 
 // open starts a program in a pod; what it says goes to a file beside the node's.
 func (s *site) open(p *lab.Pod, cmd *exec.Cmd) (*lab.Process, error) {
-	f, err := os.OpenFile(s.log(p), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	return s.openAs(p.Node, p.Name, p.Start, cmd)
+}
+
+func (s *site) openAs(n *lab.Node, name string, start func(*exec.Cmd) (*lab.Process, error), cmd *exec.Cmd) (*lab.Process, error) {
+	f, err := os.OpenFile(logFile(n, name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close() // the child has its own
 	cmd.Stdout, cmd.Stderr = f, f
-	return p.Start(cmd)
+	return start(cmd)
 }
 
-func (s *site) log(p *lab.Pod) string { return filepath.Join(p.Node.Dir, p.Name+".log") }
+func logFile(n *lab.Node, name string) string { return filepath.Join(n.Dir, name+".log") }
 
-// tail is the end of what a pod's proxy has said.
-func (s *site) tail(p *lab.Pod) string {
-	b, _ := os.ReadFile(s.log(p))
+// tail is the end of what a program has said.
+func tail(n *lab.Node, name string) string {
+	b, _ := os.ReadFile(logFile(n, name))
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 	return strings.Join(lines[max(0, len(lines)-10):], "\n")
 }
@@ -177,7 +181,7 @@ func (s *site) prove(ctx context.Context) (err error) {
 	c.Sync()
 	seen := c.Seen(0)
 	if err = errors.Join(err, c.Close()); err != nil {
-		return fmt.Errorf("%w\n%s\n%s", err, s.tail(s.client), s.tail(s.server))
+		return fmt.Errorf("%w\n%s\n%s", err, tail(s.client.Node, s.client.Name), tail(s.server.Node, s.server.Name))
 	}
 	frames, err := os.ReadFile(pcap)
 	if err != nil {

@@ -9,12 +9,9 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,11 +21,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/proxy"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
-	"github.com/culvert-mesh/culvert/internal/testca"
 )
 
 // Istio's own ztunnel, as what it calls a dedicated one: it has the pod to
@@ -95,7 +90,7 @@ func serveCertificates(e *env, p *lab.Pod) (root string) {
 	l, err := p.Listen("tcp", fmt.Sprintf(":%d", caPort))
 	e.must(err)
 	server := &http.Server{
-		Handler: issuing(e.ca), ReadHeaderTimeout: patience(),
+		Handler: e.ca.Istio(), ReadHeaderTimeout: patience(),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: [][]byte{c.Raw, e.ca.Intermediate.Raw}}}},
 	}
 	done := make(chan error, 1)
@@ -107,70 +102,6 @@ func serveCertificates(e *env, p *lab.Pod) (root string) {
 		}
 	})
 	return e.certificate("authority", e.ca, e.ca, p.Identity()).Root
-}
-
-// issuing is gRPC's CreateCertificate: a CSR in, a chain out. Nobody has to prove
-// anything.
-func issuing(ca *testca.CA) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer := func(chain []byte, err error) {
-			w.Header().Set("Content-Type", "application/grpc")
-			status, message := "0", ""
-			if err != nil {
-				status, message, chain = "13", err.Error(), nil // INTERNAL
-			} else {
-				chain = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(chain))), chain...)
-			}
-			_, _ = w.Write(chain)
-			w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
-			w.Header().Set(http.TrailerPrefix+"Grpc-Message", message)
-		}
-		b, err := io.ReadAll(io.LimitReader(r.Body, 64<<10))
-		if err != nil {
-			answer(nil, err)
-			return
-		}
-		answer(issue(ca, b))
-	})
-}
-
-// issue reads IstioCertificateRequest, whose field 1 is a CSR in PEM, out of a
-// gRPC message, and makes IstioCertificateResponse, whose field 1 is repeated: a
-// chain in PEM, the root last.
-func issue(ca *testca.CA, message []byte) ([]byte, error) {
-	const prefix = 5 // compressed or not, and the length
-	if len(message) < prefix || message[0] != 0 {
-		return nil, errors.New("no plain gRPC message")
-	}
-	message = message[prefix:]
-	n, size := uint64(0), 0
-	if len(message) > 0 && message[0] == 1<<3|2 {
-		n, size = binary.Uvarint(message[1:])
-	}
-	if size <= 0 || n > uint64(len(message)-1-size) {
-		return nil, errors.New("no CSR in front")
-	}
-	block, _ := pem.Decode(message[1+size:][:n])
-	if block == nil {
-		return nil, errors.New("the CSR is not PEM")
-	}
-	csr, err := x509.ParseCertificateRequest(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	leaf, err := ca.SignKey(&x509.Certificate{
-		URIs: csr.URIs, NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, csr.PublicKey, false)
-	if err != nil {
-		return nil, err
-	}
-	var out []byte
-	for _, c := range []*x509.Certificate{leaf, ca.Intermediate, ca.Root} {
-		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
-		out = append(binary.AppendUvarint(append(out, 1<<3|2), uint64(len(text))), text...)
-	}
-	return out, nil
 }
 
 // TestZtunnelClient: Istio's ztunnel as client of our server.
@@ -249,38 +180,4 @@ func TestZtunnelServer(t *testing.T) {
 			good.carries(e, family)            // the control
 		})
 	})
-}
-
-// TestIssuing: the authority that Istio's ztunnel asks answers as it expects.
-func TestIssuing(t *testing.T) {
-	e := setup(t)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	e.must(err)
-	svid, err := e.ca.SVID(spiffeid.RequireFromString(e.theirs.Identity()))
-	e.must(err)
-	good, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: svid.Certificates[0].URIs}, key)
-	e.must(err)
-	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: good})
-	body := append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(text))), text...)
-	message := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
-	out, err := issue(e.ca, message)
-	e.must(err)
-	for i := range 3 {
-		n, size := binary.Uvarint(out[1:])
-		block, rest := pem.Decode(out[1+size:][:n])
-		if out[0] != 1<<3|2 || block == nil || len(rest) != 0 {
-			t.Fatalf("field %d is no certificate", i)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		e.must(err)
-		if i == 0 && (len(c.URIs) != 1 || c.URIs[0].String() != e.theirs.Identity()) {
-			t.Errorf("the leaf is %v's", c.URIs)
-		}
-		out = out[1+size+int(n):]
-	}
-	for _, bad := range [][]byte{nil, message[:5], message[:len(message)-1], append([]byte{1}, message[1:]...)} {
-		if _, err := issue(e.ca, bad); err == nil {
-			t.Errorf("%d bytes that are no request are answered", len(bad))
-		}
-	}
 }

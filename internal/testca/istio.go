@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testca
+
+import (
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/pem"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+)
+
+// Istio answers istio.v1.auth.IstioCertificateService, which Istio's ztunnel asks
+// for its certificates, over HTTP/2: a CSR in, a chain out. Nobody has to prove
+// anything.
+func (ca *CA) Istio() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := func(chain []byte, err error) {
+			w.Header().Set("Content-Type", "application/grpc")
+			status, message := "0", ""
+			if err != nil {
+				status, message, chain = "13", err.Error(), nil // INTERNAL
+			} else {
+				chain = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(chain))), chain...)
+			}
+			_, _ = w.Write(chain)
+			w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
+			w.Header().Set(http.TrailerPrefix+"Grpc-Message", message)
+		}
+		b, err := io.ReadAll(io.LimitReader(r.Body, 64<<10))
+		if err != nil {
+			answer(nil, err)
+			return
+		}
+		answer(ca.answerIstio(b))
+	})
+}
+
+// answerIstio reads IstioCertificateRequest, whose field 1 is a CSR in PEM, out of a
+// gRPC message, and makes IstioCertificateResponse, whose field 1 is repeated: a
+// chain in PEM, the root last.
+func (ca *CA) answerIstio(message []byte) ([]byte, error) {
+	const prefix = 5 // compressed or not, and the length
+	if len(message) < prefix || message[0] != 0 {
+		return nil, errors.New("no plain gRPC message")
+	}
+	message = message[prefix:]
+	n, size := uint64(0), 0
+	if len(message) > 0 && message[0] == 1<<3|2 {
+		n, size = binary.Uvarint(message[1:])
+	}
+	if size <= 0 || n > uint64(len(message)-1-size) {
+		return nil, errors.New("no CSR in front")
+	}
+	block, _ := pem.Decode(message[1+size:][:n])
+	if block == nil {
+		return nil, errors.New("the CSR is not PEM")
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := ca.SignKey(&x509.Certificate{
+		URIs: csr.URIs, NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, csr.PublicKey, false)
+	if err != nil {
+		return nil, err
+	}
+	var out []byte
+	for _, c := range []*x509.Certificate{leaf, ca.Intermediate, ca.Root} {
+		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+		out = append(binary.AppendUvarint(append(out, 1<<3|2), uint64(len(text))), text...)
+	}
+	return out, nil
+}
