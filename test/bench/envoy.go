@@ -16,7 +16,10 @@ import (
 type envoy struct{}
 
 func (envoy) about(program string) string {
-	_, version, _ := strings.Cut(firstLine(program, "--version"), "version: ")
+	version := firstLine(program, "--version") // ends with commit/release/…
+	if f := strings.Split(version, "/"); len(f) > 1 {
+		version = f[1]
+	}
 	return "Envoy " + version + ", one in each pod, --concurrency 2"
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -174,7 +175,7 @@ func (s *site) listens(ctx context.Context, p *lab.Pod, proc *lab.Process, ports
 	}, func() error {
 		select {
 		case <-proc.Done():
-			return fmt.Errorf("it has ended: %w", proc.Wait(ctx))
+			return ended(proc)
 		default:
 			return nil
 		}
@@ -183,6 +184,14 @@ func (s *site) listens(ctx context.Context, p *lab.Pod, proc *lab.Process, ports
 		return fmt.Errorf("%w\n%s", err, tail(p.Node, p.Name))
 	}
 	return nil
+}
+
+// ended says how a process that was to go on has ended.
+func ended(proc *lab.Process) error {
+	if err := proc.Wait(context.Background()); err != nil {
+		return fmt.Errorf("it has ended: %w", err)
+	}
+	return errors.New("it has ended")
 }
 
 // listening looks for a port in state LISTEN (10) in /proc/net/tcp.
