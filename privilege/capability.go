@@ -28,15 +28,42 @@ func Needed() []Capability {
 	}
 }
 
+// capabilities is a set of them, by number.
+type capabilities uint64
+
+func needed() (set capabilities) {
+	for _, c := range Needed() {
+		set |= 1 << c.Number
+	}
+	return set
+}
+
+func (s capabilities) has(number uint) bool { return s&(1<<number) != 0 }
+
+// String names those that are needed, and gives the others as a mask.
+func (s capabilities) String() string {
+	var names []string
+	for _, c := range Needed() {
+		if s.has(c.Number) {
+			names = append(names, c.Name)
+			s &^= 1 << c.Number
+		}
+	}
+	if s != 0 {
+		names = append(names, fmt.Sprintf("others (%#x)", uint64(s)))
+	}
+	return strings.Join(names, ", ")
+}
+
 // Missing are those of the needed capabilities that the calling thread has not.
 func Missing() ([]Capability, error) {
-	var have [2]unix.CapUserData
-	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &have[0]); err != nil {
-		return nil, fmt.Errorf("ask for the process's capabilities: %w", err)
+	own, err := status("/proc/thread-self/status")
+	if err != nil {
+		return nil, err
 	}
 	var lacking []Capability
 	for _, c := range Needed() {
-		if have[c.Number/32].Effective&(1<<(c.Number%32)) == 0 {
+		if !own.effective.has(c.Number) {
 			lacking = append(lacking, c)
 		}
 	}

@@ -45,7 +45,7 @@ cleanup releases them.`,
 		if uid := os.Geteuid(); uid != 0 {
 			return fmt.Errorf("run data plane: needs root, runs as user %d: start it with sudo, or as a privileged container", uid)
 		}
-		if err := privilege.Check(); err != nil {
+		if err := privilege.Reduce(); err != nil {
 			return fmt.Errorf("run data plane: %w", err)
 		}
 		// A reader of the access log that goes away is an error of a write, and

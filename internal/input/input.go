@@ -141,7 +141,7 @@ func Unusable(path string, err error) *Error {
 		e.Problem = "a part of this path is a file, not a folder"
 		e.Mend = "correct the path"
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() == 0:
-		e.Mend = "let root read it, or give the process CAP_DAC_READ_SEARCH"
+		e.Mend = "let root read it (`ztunnel run` reads without CAP_DAC_READ_SEARCH)"
 	case errors.Is(err, fs.ErrPermission):
 		e.Mend = fmt.Sprintf("run as root, or let user %d read it", os.Geteuid())
 	}
