@@ -50,6 +50,10 @@ type Config struct {
 	// enrolled: `keep`: they go on until they end, and are listed; `reset`: they are
 	// ended
 	Existing Existing
+	// What becomes of system calls that the daemon [has no need
+	// of](../SECURITY.md#what-the-daemon-may-do): `enforce`: they are refused, and the
+	// kernel logs them; `log`: it logs them only; `disabled`: there is no filter
+	Seccomp Seccomp
 	// Event loops; 0: one for each CPU
 	Loops int
 	// The cgroup v2 folder at which the connect hooks are attached, a path below its
@@ -176,6 +180,16 @@ type Existing string
 const (
 	ExistingKeep  Existing = "keep"  // they go on, in plaintext, and are listed
 	ExistingReset Existing = "reset" // they are ended
+)
+
+// Seccomp is what becomes of system calls that the daemon has no need of.
+type Seccomp string
+
+// The ways.
+const (
+	SeccompEnforce  Seccomp = "enforce"  // they are refused
+	SeccompLog      Seccomp = "log"      // the kernel logs them
+	SeccompDisabled Seccomp = "disabled" // nothing
 )
 
 // Format is the form of log lines.

@@ -59,6 +59,7 @@ mesh: {cidrs: [10.0.0.0/8, "fd00::/8"]}
 bypass: {cidrs: [10.9.0.0/16]}
 mode: strict
 existing: reset
+seccomp: log
 loops: 3
 cgroup: /sys/fs/cgroup/kubepods
 metrics: {address: "[::1]:9000"}
@@ -85,6 +86,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 		Bypass:      Bypass{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}},
 		Mode:        ModeStrict,
 		Existing:    ExistingReset,
+		Seccomp:     SeccompLog,
 		Loops:       3,
 		Cgroup:      "/sys/fs/cgroup/kubepods",
 		Metrics:     Metrics{Address: netip.MustParseAddrPort("[::1]:9000")},
@@ -116,7 +118,7 @@ func TestYAMLReadsBack(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	for name, tt := range map[string]struct{ data, want string }{
-		"an unknown key":        {"mod: strict\n", "c.yaml:1:1: mod: unknown key; did you mean mode?; allowed: accessLog, bypass, cgroup, existing, identity, log, loops, mesh, metrics, mode, node, pods, policy, runDir, trustDomain, tunnel, workloads"},
+		"an unknown key":        {"mod: strict\n", "c.yaml:1:1: mod: unknown key; did you mean mode?; allowed: accessLog, bypass, cgroup, existing, identity, log, loops, mesh, metrics, mode, node, pods, policy, runDir, seccomp, trustDomain, tunnel, workloads"},
 		"an unknown inner key":  {"identity:\n  ca:\n    ttl: 1h\n", "c.yaml:3:5: identity.ca.ttl: unknown key; allowed: dir, leafTTL"},
 		"another mode":          {"mode: disable\n", `c.yaml:1:7: mode: "disable" is not known; allowed: strict, permissive`},
 		"a node name":           {"node: {name: a b}\n", `c.yaml:1:14: node.name: "a b" is not valid; allowed: a host name, such as node-1`},

@@ -57,6 +57,7 @@ func Default(dir string) *Config {
 		Pods:        Pods{File: filepath.Join(dir, defaultPods)},
 		Mode:        ModeStrict,
 		Existing:    ExistingKeep,
+		Seccomp:     SeccompEnforce,
 		Metrics:     Metrics{Address: netip.MustParseAddrPort(defaultMetrics)},
 		AccessLog:   AccessLog{Format: FormatAuto, Queue: 4096},
 		Log:         Log{Level: slog.LevelInfo, Format: FormatAuto},
@@ -135,6 +136,7 @@ func (c *Config) read(o *strict.Object, dir string) {
 	o.Object("bypass", func(o *strict.Object) { prefixes(o, &c.Bypass.CIDRs) })
 	strict.Enum(o, "mode", &c.Mode, ModeStrict, ModePermissive)
 	strict.Enum(o, "existing", &c.Existing, ExistingKeep, ExistingReset)
+	strict.Enum(o, "seccomp", &c.Seccomp, SeccompEnforce, SeccompLog, SeccompDisabled)
 	o.Int("loops", &c.Loops, "loops", 0, maxLoops)
 	optional(o, "cgroup", &c.Cgroup, aDir+` of cgroup v2, or "" for its root`)
 	o.Object("metrics", func(o *strict.Object) {

@@ -36,6 +36,7 @@ func (c *Config) YAML() ([]byte, error) {
 		object("bypass", item("cidrs", texts(c.Bypass.CIDRs))),
 		item("mode", string(c.Mode)),
 		item("existing", string(c.Existing)),
+		item("seccomp", string(c.Seccomp)),
 		item("loops", c.Loops),
 		item("cgroup", c.Cgroup),
 		object("metrics", item("address", c.Metrics.Address.String())),

@@ -31,6 +31,7 @@ import (
 	"github.com/culvert-mesh/culvert/identity/ca"
 	"github.com/culvert-mesh/culvert/pod"
 	"github.com/culvert-mesh/culvert/pod/static"
+	"github.com/culvert-mesh/culvert/privilege"
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/socket"
 	"github.com/culvert-mesh/culvert/telemetry"
@@ -92,7 +93,14 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		return err
 	}
 	undo.add(node.Close)
-	announce(log, cfg, opt.Version, node)
+	// Open has mounted bpffs where it had to, the last that asks for more than what
+	// is left; nothing of a pod or a peer was read yet.
+	if err := privilege.Confine(privilege.Mode(cfg.Seccomp)); err != nil {
+		return err
+	}
+	if err := announce(log, cfg, opt.Version, node); err != nil {
+		return err
+	}
 	if err := errors.Join(node.SetMeshCIDRs(cfg.Mesh.CIDRs), node.SetBypass(cfg.Bypass.CIDRs), decided.steer(node)); err != nil {
 		return err
 	}
@@ -207,7 +215,11 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 }
 
 // announce says what of the node is used, for who looks for it.
-func announce(log *slog.Logger, cfg *config.Config, version string, node *redirect.Node) {
+func announce(log *slog.Logger, cfg *config.Config, version string, node *redirect.Node) error {
+	capabilities, err := privilege.Capabilities()
+	if err != nil {
+		return err
+	}
 	namespace := func(kind string) string {
 		name, err := os.Readlink("/proc/self/ns/" + kind)
 		if err != nil {
@@ -217,7 +229,9 @@ func announce(log *slog.Logger, cfg *config.Config, version string, node *redire
 	}
 	log.Info("starting", "version", version, "pid", os.Getpid(), "node", cfg.Node.Name, "config", cfg.Path,
 		"workloads", cfg.Workloads.File, "pods", cfg.Pods.File, "policy", cfg.Policy.File, "trust", cfg.Identity.TrustFile, "ca", cfg.Identity.CA.Dir,
-		"run_dir", cfg.RunDir, "bpffs", node.Pins(), "cgroup", node.CgroupDir(), "netns", namespace("net"), "mntns", namespace("mnt"))
+		"run_dir", cfg.RunDir, "bpffs", node.Pins(), "cgroup", node.CgroupDir(), "netns", namespace("net"), "mntns", namespace("mnt"),
+		"capabilities", capabilities, "seccomp", cfg.Seccomp)
+	return nil
 }
 
 // noPodsHint has entries of both files to copy.

@@ -13,24 +13,27 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/pod"
+	"github.com/culvert-mesh/culvert/privilege"
 )
 
 // Status is what the admin socket says of the daemon, at GET /status.
 type Status struct {
-	PID         int          `json:"pid"`
-	Version     string       `json:"version"`
-	Node        string       `json:"node"`
-	Started     time.Time    `json:"started"`
-	Ready       bool         `json:"ready"` // each pod was tried
-	RunDir      string       `json:"runDir"`
-	Config      string       `json:"config"`                // its file
-	Cgroup      string       `json:"cgroup"`                // at which the hooks are, in the hierarchy
-	MemoryLimit int64        `json:"memoryLimit,omitempty"` // bytes that Go keeps to; 0: none
-	LogLevel    string       `json:"logLevel"`
-	Snapshot    uint64       `json:"snapshot"` // version in force
-	Modes       []string     `json:"modes"`    // who takes plaintext, the widest first
-	Files       []FileStatus `json:"files"`    // those that were read again since the start
-	Pods        []PodStatus  `json:"pods"`
+	PID          int          `json:"pid"`
+	Version      string       `json:"version"`
+	Node         string       `json:"node"`
+	Started      time.Time    `json:"started"`
+	Ready        bool         `json:"ready"` // each pod was tried
+	RunDir       string       `json:"runDir"`
+	Config       string       `json:"config"`                // its file
+	Cgroup       string       `json:"cgroup"`                // at which the hooks are, in the hierarchy
+	MemoryLimit  int64        `json:"memoryLimit,omitempty"` // bytes that Go keeps to; 0: none
+	Capabilities string       `json:"capabilities"`          // those that the process has
+	Seccomp      string       `json:"seccomp"`               // the configuration's word
+	LogLevel     string       `json:"logLevel"`
+	Snapshot     uint64       `json:"snapshot"` // version in force
+	Modes        []string     `json:"modes"`    // who takes plaintext, the widest first
+	Files        []FileStatus `json:"files"`    // those that were read again since the start
+	Pods         []PodStatus  `json:"pods"`
 }
 
 // FileStatus is how the last reload of a file went.
@@ -55,9 +58,14 @@ type PodStatus struct {
 
 // serveStatus serves the Status.
 func (c *controls) serveStatus(w http.ResponseWriter, r *http.Request) {
+	has, err := privilege.Capabilities()
+	if err != nil {
+		has = err.Error()
+	}
 	out := Status{
 		PID: os.Getpid(), Version: c.version, Node: c.cfg.Node.Name, Started: c.started, Ready: c.ready.Load(),
 		RunDir: c.cfg.RunDir, Config: c.cfg.Path, Cgroup: c.cgroup, MemoryLimit: c.memoryLimit, LogLevel: levelName(c.level),
+		Capabilities: has, Seccomp: string(c.cfg.Seccomp),
 		Snapshot: c.store.Load().Version, Modes: []string{}, Files: c.reports.status(), Pods: []PodStatus{},
 	}
 	for _, m := range c.store.Load().Policy.Modes() {

@@ -68,6 +68,8 @@ func statusText(s daemon.Status, now time.Time) string {
 	if s.MemoryLimit > 0 {
 		head.Row("memory limit", cli.Bytes(s.MemoryLimit))
 	}
+	head.Row("capabilities", or(s.Capabilities))
+	head.Row("seccomp", or(s.Seccomp))
 	head.Row("log level", or(s.LogLevel))
 	head.Row("snapshot", s.Snapshot)
 	for _, m := range s.Modes {

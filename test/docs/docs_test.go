@@ -99,6 +99,24 @@ func TestConfigurationPage(t *testing.T) {
 	}
 }
 
+// SECURITY.md has each capability that the daemon asks for, with its reason.
+func TestSecurityHasTheCapabilities(t *testing.T) {
+	page, err := os.ReadFile("../../SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, c := range privilege.Needed() {
+		names = append(names, c.Name)
+		if row := fmt.Sprintf("| %s | %s |", c.Name, c.Reason); !strings.Contains(string(page), row) {
+			t.Errorf("it has no row %s", row)
+		}
+	}
+	if unit := "`CapabilityBoundingSet=" + strings.Join(names, " ") + "`"; !strings.Contains(string(page), unit) {
+		t.Errorf("it does not say %s", unit)
+	}
+}
+
 // The unit leaves the daemon what the daemon asks for, and no more. That it suffices
 // is seen by TestQuickstart.
 func TestUnitHasTheCapabilities(t *testing.T) {

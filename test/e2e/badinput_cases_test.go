@@ -135,6 +135,7 @@ func wrongConfigs() []badFile {
 		{name: "a mode as Istio has it", text: "mode: STRICT\n"},
 		{name: "a mode that is a mapping", text: "mode: {mesh: strict}\n"},
 		{name: "what becomes of connections", text: "existing: drop\n"},
+		{name: "what becomes of system calls", text: "seccomp: off\n"},
 		{name: "a memory that is negative", text: "tunnel: {memory: -1}\n"},
 		{name: "a memory with a unit", text: "tunnel: {memory: 64MiB}\n"},
 		{name: "a memory in bytes", text: "tunnel: {memory: 268435456}\n"},

@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,4 +107,167 @@ func podRules(p *lab.Pod) (n int, err error) {
 		return err
 	})
 	return n, err
+}
+
+// may returns what the kernel says that each thread of a process may do: the lines of
+// its status that begin with one of names, as "name value".
+func may(t *testing.T, pid int, names ...string) map[string]int {
+	t.Helper()
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("process %d has %d threads, %v", pid, len(paths), err)
+	}
+	out := map[string]int{}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // the thread has ended
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var has []string
+		for line := range strings.Lines(string(data)) {
+			if name, value, _ := strings.Cut(line, ":"); slices.Contains(names, name) {
+				has = append(has, name+" "+strings.TrimSpace(value))
+			}
+		}
+		out[strings.Join(has, ", ")]++
+	}
+	return out
+}
+
+// Each thread of a daemon that carries connections has the needed capabilities and
+// no others, can gain none, and is confined to the system calls that it needs; the
+// configuration can leave out the last.
+func TestReducedPrivileges(t *testing.T) {
+	e := setup(t)
+	app, err := e.Pod(2, 1).Echo(8080)
+	e.must(err)
+	var daemons []*lab.Daemon
+	for i, seccomp := range []string{"enforce", "disabled"} {
+		d, err := e.Nodes[i].StartDaemon(e.ctx, lab.DaemonConfig{
+			Binary: ztunnel, Pods: e.Nodes[i].Pods[:2], Workloads: e.enrolled(), Settings: map[string]any{"seccomp": seccomp},
+		})
+		e.must(err)
+		daemons = append(daemons, d)
+	}
+	held := e.connect(e.Pod(1, 1), app.Addr(4))
+	e.must(exchange(held, marker))
+
+	var needed uint64
+	var names []string
+	for _, c := range privilege.Needed() {
+		needed |= 1 << c.Number
+		names = append(names, c.Name)
+	}
+	has := fmt.Sprintf("CapInh %016x, CapPrm %016x, CapEff %016[2]x, CapBnd %016[2]x, CapAmb %016[1]x, NoNewPrivs 1", 0, needed)
+	about := []string{"Name", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"}
+	for i, seccomp := range []string{"2", "0"} {
+		want := "Name ztunnel, " + has + ", Seccomp " + seccomp
+		if got := may(t, daemons[i].PID(), about...); len(got) != 1 || got[want] < 4 {
+			t.Errorf("node %d: threads by what they may do: %v, want all: %s", i+1, got, want)
+		}
+	}
+	for own := range may(t, os.Getpid(), about...) {
+		if strings.Contains(own, "CapPrm "+fmt.Sprintf("%016x", needed)) || strings.Contains(own, "NoNewPrivs 1") {
+			t.Errorf("control: who started it has no more than that: %s", own)
+		}
+	}
+	for i, seccomp := range []string{"enforce", "disabled"} {
+		for _, want := range []string{`"capabilities": "` + strings.Join(names, ", ") + `"`, `"seccomp": "` + seccomp + `"`} {
+			if s := e.status(daemons[i]); !strings.Contains(s, want) {
+				t.Errorf("node %d: the status does not say %s:\n%s", i+1, want, s)
+			}
+		}
+	}
+}
+
+// A process of the same user, root, that lacks CAP_SYS_PTRACE reads nothing of a
+// daemon's memory. The controls: one that has it, and the memory of a process that
+// has no privileges.
+func TestMemoryIsPrivate(t *testing.T) {
+	e, d := mesh(t)
+	plain, err := e.Nodes[0].Start(exec.Command("sleep", "600"))
+	e.must(err)
+	read := func(pid int, lacking ...uintptr) string {
+		var out bytes.Buffer
+		cmd := exec.CommandContext(e.ctx, "sh", "-c", fmt.Sprintf("exec 3< /proc/%d/mem", pid))
+		cmd.Stdout, cmd.Stderr = &out, &out
+		e.must(startWithout(e.Nodes[0].NS, cmd, lacking...))
+		if err := cmd.Wait(); err != nil {
+			return out.String()
+		}
+		return ""
+	}
+	if said := read(d[0].PID(), unix.CAP_SYS_PTRACE); !strings.Contains(said, "Permission denied") {
+		t.Errorf("a process without CAP_SYS_PTRACE opens it: %q", said)
+	}
+	if said := read(d[0].PID()); said != "" {
+		t.Errorf("control: with it: %s", said)
+	}
+	if said := read(plain.PID()); said != "" {
+		t.Errorf("control: that of a process without privileges: %s", said)
+	}
+}
+
+// What a daemon makes is its own: files and sockets of mode 0600, folders of 0700,
+// whatever the mask that it was started with.
+func TestFilesArePrivate(t *testing.T) {
+	before := unix.Umask(0)
+	defer unix.Umask(before)
+	loose := filepath.Join(t.TempDir(), "loose")
+	if err := os.WriteFile(loose, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(loose); err != nil || info.Mode().Perm() != 0o666 {
+		t.Fatalf("control: a file made with this mask: %v, %v", info.Mode(), err)
+	}
+	_, d := mesh(t)
+	seen := 0
+	for _, dir := range []string{d[0].RunDir(), pinsOf(t, d[0].RunDir())} {
+		err := filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := entry.Info()
+			if err != nil {
+				return err
+			}
+			want := os.FileMode(0o600)
+			switch {
+			case info.Mode()&os.ModeSymlink != 0:
+				return nil
+			case info.IsDir():
+				want = 0o700
+			}
+			seen++
+			if info.Mode().Perm() != want {
+				t.Errorf("%s: %s, want %s", path, info.Mode(), want)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if seen < 15 {
+		t.Errorf("only %d files were found", seen)
+	}
+}
+
+// pinsOf is the folder of what the daemon of a run directory has pinned.
+func pinsOf(t *testing.T, runDir string) string {
+	t.Helper()
+	links, err := filepath.Glob("/sys/fs/bpf/culvert/*/*/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil && to == runDir {
+			return filepath.Dir(link)
+		}
+	}
+	t.Fatalf("none of %v leads to %s", links, runDir)
+	return ""
 }
