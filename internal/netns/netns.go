@@ -51,6 +51,30 @@ func Open(path string) (*NS, error) {
 // Current opens the calling thread's namespace.
 func Current() (*NS, error) { return Open("/proc/thread-self/ns/net") }
 
+// New makes a namespace without a name: it goes with its last handle, and with
+// whatever process or socket is in it by then. Nothing is left if the process dies.
+func New() (*NS, error) {
+	var ns *NS
+	here, err := Current()
+	if err != nil {
+		return nil, err
+	}
+	defer here.Close()
+	err = here.Do(func() error { // which also brings the thread back
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make network namespace: %w", err)
+		}
+		var err error
+		ns, err = Current()
+		return err
+	})
+	if err != nil && ns != nil {
+		err = errors.Join(err, ns.Close())
+		ns = nil
+	}
+	return ns, err
+}
+
 func (n *NS) readCookie() error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -140,24 +164,13 @@ func CreateNamed(name string) (ns *NS, err error) {
 			err = errors.Join(err, DeleteNamed(name))
 		}
 	}()
-	// A thread of its own, which is thrown away: it is never unlocked.
-	made := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			made <- fmt.Errorf("unshare network namespace: %w", err)
-			return
-		}
-		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
-			made <- fmt.Errorf("mount network namespace at %s: %w", path, err)
-			return
-		}
-		made <- nil
-	}()
-	if err := <-made; err != nil {
+	if ns, err = New(); err != nil {
 		return nil, err
 	}
-	return Open(path)
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", ns.FD()), path, "", unix.MS_BIND, ""); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount network namespace at %s: %w", path, err), ns.Close())
+	}
+	return ns, nil
 }
 
 // DeleteNamed unmounts a namespace that CreateNamed has made; it lives on while
