@@ -114,7 +114,7 @@ func Open(cfg Config) (_ *Node, err error) {
 	if n.pins, err = makePinDir(cfg); err != nil {
 		return nil, err
 	}
-	cgroup, path, err := cgroupPath(cfg.Cgroup)
+	cgroup, path, err := FindCgroup(cfg.Cgroup)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/input"
+	"github.com/culvert-mesh/culvert/internal/netns"
 )
 
 const (
@@ -148,6 +149,38 @@ func otherLayouts(dir string) error {
 	return nil
 }
 
+const bpffsFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// ProbeBPFFS says where the pins are to be, and whether bpffs is mounted there.
+// Where it is not, it is mounted somewhere else and taken away again: an error
+// says that it cannot be.
+func ProbeBPFFS(cfg Config) (path string, mounted bool, err error) {
+	if err := cfg.setDefaults(); err != nil {
+		return "", false, err
+	}
+	own := filepath.Join(cfg.RunDir, ownBPFFS)
+	for _, path := range []string{cfg.BPFFS, own} {
+		if isBPFFS(path) {
+			return path, true, nil
+		}
+	}
+	at, err := os.MkdirTemp("", "culvert-bpffs-")
+	if err != nil {
+		return "", false, fmt.Errorf("try to mount bpffs: %w", err)
+	}
+	defer os.Remove(at)
+	if err := unix.Mount("bpf", at, "bpf", bpffsFlags, "mode=700"); err != nil {
+		return "", false, fmt.Errorf("mount bpffs: %w", err)
+	}
+	if err := unix.Unmount(at, 0); err != nil {
+		return "", false, fmt.Errorf("unmount bpffs from %s: %w", at, err)
+	}
+	if info, err := os.Stat(cfg.BPFFS); err == nil && info.IsDir() {
+		return cfg.BPFFS, false, nil
+	}
+	return own, false, nil
+}
+
 func mountBPFFS(cfg Config) (string, error) {
 	if isBPFFS(cfg.BPFFS) {
 		return cfg.BPFFS, nil
@@ -156,7 +189,6 @@ func mountBPFFS(cfg Config) (string, error) {
 	if isBPFFS(own) {
 		return own, nil
 	}
-	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	// Two daemons that start at once would mount one over the other, and the
 	// first one's pins would be out of sight. The lock is the mount point's.
 	unlock, err := lockDir(cfg.BPFFS)
@@ -165,7 +197,7 @@ func mountBPFFS(cfg Config) (string, error) {
 		if isBPFFS(cfg.BPFFS) {
 			return cfg.BPFFS, nil
 		}
-		err = unix.Mount("bpf", cfg.BPFFS, "bpf", flags, "mode=700")
+		err = unix.Mount("bpf", cfg.BPFFS, "bpf", bpffsFlags, "mode=700")
 	}
 	if err == nil {
 		cfg.Logger.Info("mounted bpffs, it stays", "path", cfg.BPFFS)
@@ -174,8 +206,8 @@ func mountBPFFS(cfg Config) (string, error) {
 	if merr := os.MkdirAll(own, 0o700); merr != nil {
 		return "", fmt.Errorf("make bpffs mount point: %w", merr)
 	}
-	if merr := unix.Mount("bpf", own, "bpf", flags, "mode=700"); merr != nil {
-		return "", fmt.Errorf("mount bpffs at %s: %w (nor at %s: %w): it needs CAP_SYS_ADMIN; or mount it yourself with `mount -t bpf bpf %s`", own, merr, cfg.BPFFS, err, cfg.BPFFS)
+	if merr := unix.Mount("bpf", own, "bpf", bpffsFlags, "mode=700"); merr != nil {
+		return "", fmt.Errorf("mount bpffs at %s: %w (nor at %s: %w)", own, merr, cfg.BPFFS, err)
 	}
 	cfg.Logger.Info("mounted bpffs", "path", own)
 	return own, nil
@@ -209,12 +241,13 @@ func cgroupRoot() (string, error) {
 			return fields[4], nil
 		}
 	}
-	return "", errors.New("find cgroup v2: it is not mounted here: mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`, and do not start ztunnel by `ip netns exec`, which hides it (use nsenter --net)")
+	return "", errors.New("find cgroup v2: it is not mounted here")
 }
 
-// cgroupPath returns the directory of the configured cgroup, and its path within
-// the hierarchy ("/" for the root).
-func cgroupPath(cgroup string) (dir, path string, err error) {
+// FindCgroup returns the directory of Config.Cgroup, and its path within the
+// hierarchy ("/" for the root). Its error is an *input.Error where it is the cgroup
+// that is wrong.
+func FindCgroup(cgroup string) (dir, path string, err error) {
 	root, err := cgroupRoot()
 	if err != nil {
 		return "", "", err
@@ -246,7 +279,7 @@ func CheckCgroup(cgroup string) error {
 	if cgroup == "" {
 		return nil // the root, wherever it is: Open tells if it is nowhere
 	}
-	_, _, err := cgroupPath(cgroup)
+	_, _, err := FindCgroup(cgroup)
 	return err
 }
 
@@ -272,12 +305,30 @@ func checkCgroup(dir, root string) error {
 	return nil
 }
 
-// outsiders returns the processes of a network namespace that do not live below
+// SeesAll says whether a cgroup is one that every process of the machine lives
+// below: the root, where the process itself is in no cgroup namespace.
+func SeesAll(cgroup string) bool {
+	return cgroup == "/" && InitialNamespace("cgroup")
+}
+
+// InitialNamespace says whether the process is in the machine's own namespace of a
+// kind, cgroup or pid. Their numbers are fixed (linux/proc_ns.h, since 3.8).
+func InitialNamespace(kind string) bool {
+	initial := map[string]uint64{"cgroup": 0xEFFFFFFB, "pid": 0xEFFFFFFC}[kind]
+	var st unix.Stat_t
+	return unix.Stat("/proc/self/ns/"+kind, &st) == nil && st.Ino == initial
+}
+
+// Outsiders returns the processes of a network namespace that do not live below
 // a cgroup: the hooks do not see them. This process is none of them, though its
 // first thread may be in the namespace at the moment: its sockets are known.
-func outsiders(cgroup string, ns os.FileInfo) ([]string, error) {
-	if cgroup == "/" {
+func Outsiders(cgroup string, ns *netns.NS) ([]string, error) {
+	if SeesAll(cgroup) {
 		return nil, nil
+	}
+	ino, err := inode(ns)
+	if err != nil {
+		return nil, err
 	}
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -286,11 +337,8 @@ func outsiders(cgroup string, ns os.FileInfo) ([]string, error) {
 	self := fmt.Sprintf("/proc/%d", os.Getpid())
 	var out []string
 	for _, p := range procs {
-		if p == self {
-			continue
-		}
-		in, err := os.Stat(filepath.Join(p, "ns/net"))
-		if err != nil || !os.SameFile(in, ns) {
+		var in unix.Stat_t
+		if p == self || unix.Stat(filepath.Join(p, "ns/net"), &in) != nil || in.Ino != ino {
 			continue // gone, or a kernel thread; or elsewhere
 		}
 		data, err := os.ReadFile(filepath.Join(p, "cgroup"))
@@ -299,11 +347,20 @@ func outsiders(cgroup string, ns os.FileInfo) ([]string, error) {
 		}
 		for line := range strings.Lines(string(data)) {
 			at, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
-			if ok && at != cgroup && !strings.HasPrefix(at, cgroup+"/") {
+			if ok && !isBelow(at, cgroup) {
 				comm, _ := os.ReadFile(filepath.Join(p, "comm"))
 				out = append(out, fmt.Sprintf("%s (%s) in %s", filepath.Base(p), strings.TrimSpace(string(comm)), at))
 			}
 		}
 	}
 	return out, nil
+}
+
+// isBelow says whether a cgroup is another or below it. What is outside of the
+// reader's cgroup namespace has a path that begins with "/.." (cgroup_namespaces(7)).
+func isBelow(at, cgroup string) bool {
+	if at == "/.." || strings.HasPrefix(at, "/../") {
+		return false
+	}
+	return cgroup == "/" || at == cgroup || strings.HasPrefix(at, cgroup+"/")
 }

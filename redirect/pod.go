@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -80,22 +81,8 @@ func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
 			err = fmt.Errorf("redirect pod %s: %w", cfg.Name, err)
 		}
 	}()
-	for _, a := range cfg.Addrs {
-		a = a.Unmap()
-		if !a.IsGlobalUnicast() || a.Zone() != "" {
-			return nil, fmt.Errorf("%s is no address that others reach it by", a)
-		}
-		at := &p.v4
-		if a.Is6() {
-			at = &p.v6
-		}
-		if at.IsValid() {
-			return nil, fmt.Errorf("two addresses of one family, %s and %s: name the primary one", *at, a)
-		}
-		*at = a
-	}
-	if !p.v4.IsValid() && !p.v6.IsValid() {
-		return nil, errors.New("it has no address")
+	if err := p.takeAddrs(); err != nil {
+		return nil, err
 	}
 	if err := n.claim(p); err != nil {
 		return nil, err
@@ -124,6 +111,40 @@ func (n *Node) AddPod(ctx context.Context, cfg PodConfig) (_ *Pod, err error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// takeAddrs sorts the configured addresses by family.
+func (p *Pod) takeAddrs() error {
+	for _, a := range p.cfg.Addrs {
+		a = a.Unmap()
+		if !a.IsGlobalUnicast() || a.Zone() != "" {
+			return fmt.Errorf("%s is no address that others reach it by", a)
+		}
+		at := &p.v4
+		if a.Is6() {
+			at = &p.v6
+		}
+		if at.IsValid() {
+			return fmt.Errorf("two addresses of one family, %s and %s: name the primary one", *at, a)
+		}
+		*at = a
+	}
+	if !p.v4.IsValid() && !p.v6.IsValid() {
+		return errors.New("it has no address")
+	}
+	return nil
+}
+
+// Fit says which addresses of a pod would be steered, were it added now: its error
+// is what its namespace lacks. Nothing is changed.
+func Fit(ns *netns.NS, addrs []netip.Addr) ([]netip.Addr, error) {
+	p := &Pod{n: &Node{cfg: Config{Logger: slog.New(slog.DiscardHandler)}}, cfg: PodConfig{NS: ns, Addrs: addrs}}
+	if err := p.takeAddrs(); err != nil {
+		return nil, err
+	}
+	var lacking error
+	err := ns.Do(func() (err error) { lacking, err = p.lacking(); return err })
+	return p.Addrs(), errors.Join(err, lacking)
 }
 
 // Addrs returns the addresses that are steered: the configured ones, but for
@@ -428,11 +449,7 @@ func (p *Pod) Listen(s Slot, fd int) error {
 // processes of the namespace live outside the cgroup that the hooks are attached
 // to: they would send plaintext, and nothing would say so.
 func (p *Pod) Enrol() error {
-	ns, err := os.Stat(fdPath(p.cfg.NS))
-	if err != nil {
-		return fmt.Errorf("enrol pod %s: look at its namespace: %w", p.cfg.Name, err)
-	}
-	out, err := outsiders(p.n.cgroup, ns)
+	out, err := Outsiders(p.n.cgroup, p.cfg.NS)
 	if err != nil {
 		return fmt.Errorf("enrol pod %s: look for its processes: %w", p.cfg.Name, err)
 	}

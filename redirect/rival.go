@@ -15,6 +15,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/internal/netns"
 )
 
 // steerProgram is the name of the lookup program, by which another instance's is
@@ -127,6 +129,25 @@ func (p *Pod) checkRivals() error {
 		return fmt.Errorf("its namespace is enrolled by another instance of ztunnel (run directory: %s): take it off that one's pods; if it does not run any more, run `ztunnel cleanup` with its configuration", where)
 	}
 	return nil
+}
+
+// LookupPrograms names the programs that choose the listeners of a namespace's
+// connections. enrolled says that one of them is Culvert's, whichever instance's.
+func LookupPrograms(ns *netns.NS) (foreign []string, enrolled bool, err error) {
+	found, err := link.QueryPrograms(link.QueryOptions{Target: ns.FD(), Attach: attachLookup})
+	if err != nil {
+		return nil, false, fmt.Errorf("look at the namespace's lookup programs: %w", err)
+	}
+	for _, prog := range found.Programs {
+		switch name, err := programName(prog.ID); {
+		case err != nil: // gone
+		case name == steerProgram:
+			enrolled = true
+		default:
+			foreign = append(foreign, name)
+		}
+	}
+	return foreign, enrolled, nil
 }
 
 func programName(id ebpf.ProgramID) (string, error) {

@@ -179,53 +179,46 @@ func (s podState) undo(ns *netns.NS) (report []string, err error) {
 	return report, err
 }
 
-// The sysctls of a pod's namespace, as paths below /proc/sys, with the values
-// that they are to have.
-var (
-	sysctls4 = map[string]string{
-		"net/ipv4/tcp_fwmark_accept": "1", // an application's accepted socket takes the delivery's mark, so its answers return over lo
-		"net/ipv4/fwmark_reflect":    "1", // and so do its resets
-		"net/mptcp/enabled":          "0", // MPTCP sockets pass the connect hooks by
-	}
-	sysctls6 = map[string]string{
-		"net/ipv6/fwmark_reflect": "1",
-	}
-)
-
-func wanted(v6 bool) map[string]string {
-	out := map[string]string{}
-	for k, v := range sysctls4 {
-		out[k] = v
-	}
-	if v6 {
-		for k, v := range sysctls6 {
-			out[k] = v
-		}
-	}
-	return out
+// Sysctl is a setting of a pod's namespace.
+type Sysctl struct {
+	Key, Value string // a path below /proc/sys, and what it is to have
+	Why        string
+	Optional   bool // a kernel without it needs none
 }
 
-// readSysctls reads the present values, on a thread in the namespace. A kernel
-// without MPTCP has no sysctl of it, and needs none.
+// Sysctls are those of a pod with IPv4; v6: and IPv6.
+func Sysctls(v6 bool) []Sysctl {
+	all := []Sysctl{
+		{"net/ipv4/tcp_fwmark_accept", "1", "an application's accepted socket takes the delivery's mark, so its answers return over lo", false},
+		{"net/ipv4/fwmark_reflect", "1", "and so do its resets", false},
+		{"net/mptcp/enabled", "0", "MPTCP sockets pass the connect hooks by", true},
+	}
+	if v6 {
+		all = append(all, Sysctl{"net/ipv6/fwmark_reflect", "1", "resets of IPv6 return over lo", false})
+	}
+	return all
+}
+
+// readSysctls reads the present values, on a thread in the namespace.
 func readSysctls(v6 bool) (map[string]string, error) {
 	out := map[string]string{}
-	for key := range wanted(v6) {
-		data, err := os.ReadFile(filepath.Join("/proc/sys", key))
-		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(key, "net/mptcp/") {
+	for _, s := range Sysctls(v6) {
+		data, err := os.ReadFile(filepath.Join("/proc/sys", s.Key))
+		if errors.Is(err, fs.ErrNotExist) && s.Optional {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read sysctl: %w", err)
 		}
-		out[key] = strings.TrimSpace(string(data))
+		out[s.Key] = strings.TrimSpace(string(data))
 	}
 	return out, nil
 }
 
 func setSysctls(v6 bool) error {
-	for key, value := range wanted(v6) {
-		err := writeSysctl(key, value)
-		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(key, "net/mptcp/") {
+	for _, s := range Sysctls(v6) {
+		err := writeSysctl(s.Key, s.Value)
+		if errors.Is(err, fs.ErrNotExist) && s.Optional {
 			continue
 		}
 		if err != nil {
