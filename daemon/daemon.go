@@ -31,6 +31,7 @@ import (
 	"github.com/culvert-mesh/culvert/identity/ca"
 	"github.com/culvert-mesh/culvert/pod"
 	"github.com/culvert-mesh/culvert/pod/static"
+	"github.com/culvert-mesh/culvert/preflight"
 	"github.com/culvert-mesh/culvert/privilege"
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/socket"
@@ -78,6 +79,9 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	}
 
 	// Before anything is attached: a start that fails for it leaves nothing behind.
+	if err := preflight.Start(ctx, cfg, log); err != nil {
+		return err
+	}
 	metricsAt, err := listenHTTP(cfg.Metrics.Address)
 	if err != nil {
 		// Of two with the same files, the later one names the earlier.

@@ -94,7 +94,7 @@ type Node struct {
 
 // Open loads the programs and attaches them to the cgroup, or takes over what a
 // previous process has pinned. It refuses to run beside another one of the same
-// run directory.
+// run directory. What the machine lacks for it, package preflight says better.
 func Open(cfg Config) (_ *Node, err error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
@@ -143,11 +143,8 @@ func (n *Node) load(cgroup string) error {
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		return fmt.Errorf("load BPF programs: %s holds maps of another layout: run `ztunnel cleanup` with the version that made them: %w", n.pins, err)
 	}
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("load BPF programs: not permitted, though the process has the capabilities: is it in a user namespace, or is the kernel locked down? %w", err)
-	}
 	if err != nil {
-		return fmt.Errorf("load BPF programs: %w", explain(err))
+		return fmt.Errorf("load BPF programs: %w", err)
 	}
 	n.maps = objects.ConnectMaps
 	defer objects.ConnectPrograms.Close() // the links hold them

@@ -65,12 +65,15 @@ func (a *asker) watched() *asker {
 	return a
 }
 
-// listed adds --watch and --output.
-func (a *asker) listed() *asker {
+// formed adds --output.
+func (a *asker) formed() *asker {
 	a.output = a.cmd.Flags().StringP("output", "o", outputTable, "the `form`: "+strings.Join(outputs(), ", "))
 	_ = a.cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs(), cobra.ShellCompDirectiveNoFileComp))
-	return a.watched()
+	return a
 }
+
+// listed adds --watch and --output.
+func (a *asker) listed() *asker { return a.formed().watched() }
 
 // check refuses flags that make no sense, before anything is asked.
 func (a *asker) check() error {

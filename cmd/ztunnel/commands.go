@@ -11,6 +11,7 @@ import (
 func commands() []*cobra.Command {
 	return []*cobra.Command{
 		runCommand(),
+		checkCommand(),
 		statusCommand(),
 		podsCommand(),
 		connectionsCommand(),

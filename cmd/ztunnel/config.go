@@ -7,18 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/culvert-mesh/culvert/config"
 	"github.com/culvert-mesh/culvert/daemon"
-	"github.com/culvert-mesh/culvert/identity/ca"
-	"github.com/culvert-mesh/culvert/internal/input"
-	"github.com/culvert-mesh/culvert/pod/static"
-	"github.com/culvert-mesh/culvert/policy"
+	"github.com/culvert-mesh/culvert/preflight"
 	"github.com/culvert-mesh/culvert/telemetry"
-	"github.com/culvert-mesh/culvert/workload"
 )
 
 // configFlag adds --config to a command.
@@ -64,59 +59,17 @@ Nothing is started or changed.`,
 // checkFiles reads every file that the configuration names, and goes on past
 // those that are wrong.
 func checkFiles(out io.Writer, c *config.Config) error {
-	var errs []error
-	check := func(path, what string, read func(data []byte) (int, error)) {
-		if path == "" {
-			return
-		}
-		data, err := input.Read(path, input.Max)
-		if err != nil {
-			errs = append(errs, err)
-			return
-		}
-		n, err := read(data)
-		if err != nil {
-			errs = append(errs, err)
-			return
-		}
-		if n == 1 {
-			what = strings.TrimSuffix(what, "s")
-		}
-		fmt.Fprintf(out, "%s: good, %d %s\n", path, n, what)
-	}
+	errs := []error{daemon.Check(c)}
 	fmt.Fprintf(out, "%s: good\n", c.Path)
-	errs = append(errs, daemon.Check(c))
-	check(c.Workloads.File, "workloads", func(data []byte) (int, error) {
-		list, err := workload.ParseFile(c.Workloads.File, data, c.TrustDomain)
-		return len(list), err
-	})
-	check(c.Pods.File, "pods", func(data []byte) (int, error) {
-		list, err := static.ParseFile(c.Pods.File, data, c.TrustDomain)
-		return len(list), err
-	})
-	modes := []policy.ModeRule{policy.DefaultMode(policy.Mode(c.Mode))}
-	check(c.Policy.File, "rules", func(data []byte) (int, error) {
-		f, err := policy.ParseFile(c.Policy.File, data)
-		modes = append(modes, f.Modes...)
-		return len(f.Rules), err
-	})
-	for _, m := range policy.NewSet(nil, modes...).Modes() {
-		fmt.Fprintf(out, "plaintext for %s\n", m)
-	}
-	check(c.Identity.TrustFile, "further trust domains", func(data []byte) (int, error) {
-		t, err := config.ParseTrust(c.Identity.TrustFile, data)
-		if err != nil {
-			return 0, err
+	for _, f := range preflight.Files(c) {
+		if f.Err != nil {
+			errs = append(errs, f.Err)
+		} else if f.Path != "" {
+			fmt.Fprintf(out, "%s: %s\n", f.Path, f.State)
 		}
-		return len(t.Roots), nil
-	})
-	switch there, err := ca.Check(ca.Config{Dir: c.Identity.CA.Dir, TrustDomain: c.TrustDomain}); {
-	case err != nil:
-		errs = append(errs, err)
-	case there:
-		fmt.Fprintf(out, "%s: good\n", c.Identity.CA.Dir)
-	default:
-		fmt.Fprintf(out, "%s: empty, the first start makes a certificate authority\n", c.Identity.CA.Dir)
+		for _, note := range f.Notes {
+			fmt.Fprintln(out, note)
+		}
 	}
 	return errors.Join(errs...)
 }

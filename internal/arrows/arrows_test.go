@@ -128,6 +128,11 @@ var rules = []rule{
 		only: []string{"identity", "policy", "config/strict"},
 	},
 	{
+		why:   "what a machine lacks is found before anything runs",
+		of:    []string{"preflight"},
+		never: []string{"tunnel", "daemon", "snapshot", "telemetry", "admin", "redirect/socket"},
+	},
+	{
 		why:  "namespaces, addresses, files and privileges are below everything",
 		of:   []string{"internal/netns", "internal/input", "internal/cli", "bpf", "privilege"},
 		only: []string{},
@@ -147,9 +152,10 @@ var exempt = map[string][]string{
 
 // importers are the only packages that may import these.
 var importers = map[string][]string{
-	"daemon": {"cmd/ztunnel"},
-	"cmd":    {},
-	"test":   {"test"},
+	"daemon":    {"cmd/ztunnel"},
+	"preflight": {"cmd/ztunnel", "daemon", "test/vm"},
+	"cmd":       {},
+	"test":      {"test"},
 	// Those of the laboratory.
 	"internal/lab":     {"test"},
 	"internal/testca":  {"test/bench"}, // for the sidecars beside us
@@ -379,6 +385,9 @@ func TestForbiddenArrowsAreSeen(t *testing.T) {
 		{of("snapshot", "identity"), 1},
 		{of("identity", "identity/ca"), 1},
 		{of("pod/static", "daemon"), 1},
+		{of("preflight", "redirect", "pod/static", "config"), 0},
+		{of("preflight", "tunnel"), 1},
+		{of("redirect", "preflight"), 2}, // redirect's own, and who may import it
 		{of("daemon", "internal/lab"), 1},
 		{of("redirect", "test/demo"), 2},
 	} {
@@ -432,6 +441,7 @@ func TestOnlyNetnsEntersNamespaces(t *testing.T) {
 			inHome += len(found)
 		case strings.HasPrefix(path, "internal/arrows/"):
 		case strings.HasPrefix(path, "privilege/"): // names the call, to say who may make it
+		case path == "preflight/preflight_test.go": // which has it forbidden
 		case len(found) > 0:
 			t.Errorf("%s enters a network namespace (%s): use internal/netns", path, strings.Join(found, ", "))
 		}

@@ -31,8 +31,10 @@ func TestReportCountsWhatDoesNotHold(t *testing.T) {
 	r.Section("Wire")
 	r.Check(true, "marker", "%d times", 0)
 	r.Check(false, "plain", "%d segments", 3)
+	r.More("mend: %s", "none")
+	r.Warn("clock", "late")
 	r.Info("cipher", "x")
-	want := "\nWire\n  ✓ marker    0 times\n  ✗ plain     3 segments\n    cipher    x\n"
+	want := "\nWire\n  ✓ marker    0 times\n  ✗ plain     3 segments\n              mend: none\n  ! clock     late\n    cipher    x\n"
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Error(diff)
 	}

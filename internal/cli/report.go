@@ -15,6 +15,7 @@ const (
 	ansiDim   = "\x1b[2m"
 	ansiRed   = "\x1b[31m"
 	ansiGreen = "\x1b[32m"
+	ansiAmber = "\x1b[33m"
 )
 
 // Report prints lines that hold or do not, and counts those that do not. Its methods are not for concurrent use.
@@ -47,6 +48,16 @@ func (r *Report) Check(ok bool, label, format string, args ...any) bool {
 	}
 	fmt.Fprintf(r.w, "  %s %s  %s\n", mark, r.pad(label), value)
 	return ok
+}
+
+// Warn prints a line that holds at a cost.
+func (r *Report) Warn(label, format string, args ...any) {
+	fmt.Fprintf(r.w, "  %s %s  %s\n", r.paint(ansiAmber, "!"), r.pad(label), fmt.Sprintf(format, args...))
+}
+
+// More prints a further line of the label before.
+func (r *Report) More(format string, args ...any) {
+	fmt.Fprintf(r.w, "    %s  %s\n", r.pad(""), fmt.Sprintf(format, args...))
 }
 
 // Info prints a line that proves nothing.

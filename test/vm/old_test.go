@@ -7,28 +7,26 @@
 package vm
 
 import (
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/culvert-mesh/culvert/redirect"
+	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/preflight"
 )
 
-// A kernel that is too old is named as the reason, and nothing is attached.
+// A kernel that is too old is named as the reason, before anything is attached.
 // scripts/test-vm runs this on one.
 func TestOldKernelIsNamed(t *testing.T) {
-	cfg := redirect.Config{RunDir: filepath.Join(t.TempDir(), "run")}
-	n, err := redirect.Open(cfg)
+	cfg := config.Default(t.TempDir())
+	cfg.RunDir = filepath.Join(t.TempDir(), "run")
+	err := preflight.Start(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err == nil {
-		n.Close()
-		_, _ = redirect.Cleanup(cfg)
 		t.Fatal("this kernel is not too old")
 	}
 	t.Log(err)
 	if !strings.Contains(err.Error(), "too old") || !strings.Contains(err.Error(), "5.18") {
 		t.Error("the error does not name the kernel")
-	}
-	if report, err := redirect.Cleanup(cfg); err != nil {
-		t.Errorf("clean up: %v, %v", report, err)
 	}
 }
