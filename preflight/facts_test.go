@@ -113,7 +113,7 @@ func TestRunEnds(t *testing.T) {
 	if len(of(found, "policy routing")) == 0 || len(of(found, "trial")) > 0 {
 		t.Errorf("%+v", found)
 	}
-	if found := left(t); len(found) > 0 {
+	if found := left(t, filepath.Dir(m.Config.RunDir)); len(found) > 0 {
 		t.Errorf("left behind: %v", found)
 	}
 }

@@ -244,6 +244,23 @@ func readOnly(path string) func() error {
 	})
 }
 
+// onlyWritable is a container of which one folder, below /tmp, can be written, and
+// where bpffs is not mounted yet.
+func onlyWritable(dir string) func() error {
+	const readOnly = unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY
+	return all(unmounted("bpf"), func() error {
+		for _, m := range []struct {
+			at    string
+			flags uintptr
+		}{{"/tmp", unix.MS_BIND}, {"/tmp", readOnly}, {dir, unix.MS_BIND}, {dir, unix.MS_BIND | unix.MS_REMOUNT}, {"/", readOnly}} {
+			if err := unix.Mount(m.at, m.at, "", m.flags, ""); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // fakeSysctls puts files in the place of /proc/sys: its own folders are another's in
 // each network namespace, and cannot be covered.
 func fakeSysctls(files map[string]string) func() error {
@@ -313,10 +330,14 @@ func denied(call uint32, errno unix.Errno, arg int, value uint32) func() error {
 	}
 }
 
-// left is what the checks have left behind, of whatever process.
-func left(t *testing.T) []string {
+// left is what the checks have left behind, of whatever process, and below where
+// its run folder is.
+func left(t *testing.T, dir string) []string {
 	t.Helper()
-	var out []string
+	out, err := filepath.Glob(filepath.Join(dir, ".culvert-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
@@ -333,13 +354,6 @@ func left(t *testing.T) []string {
 			}
 			out = append(out, cgroups...)
 		}
-	}
-	for _, pattern := range []string{"culvert-check-*", "culvert-bpffs-*"} {
-		files, err := filepath.Glob(filepath.Join(os.TempDir(), pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, files...)
 	}
 	return out
 }

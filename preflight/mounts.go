@@ -24,16 +24,16 @@ func mountChecks() []Check {
 			Mend:    "mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`, and do not start ztunnel by `ip netns exec`, which hides it (use nsenter --net)",
 		},
 		{
-			Name: "bpffs", run: bpffs, AtStart: true, after: []string{"capabilities"},
-			Why:     "hooks and maps are pinned there, so that pods are refused while no daemon runs",
-			Without: "ztunnel does not start; where it goes with a container, pods are in plaintext from then on",
-			Mend:    "mount it on the node with `mount -t bpf bpf /sys/fs/bpf`, and in a container bring it in as a hostPath",
-		},
-		{
 			Name: "run folder", run: runFolder, AtStart: true,
 			Why:     "lock, admin socket, and what a release needs",
 			Without: "ztunnel does not start",
 			Mend:    "set runDir to a folder on a local file system that can be written, best of memory: below /run",
+		},
+		{
+			Name: "bpffs", run: bpffs, AtStart: true, after: []string{"capabilities", "run folder"},
+			Why:     "hooks and maps are pinned there, so that pods are refused while no daemon runs",
+			Without: "ztunnel does not start; where it goes with a container, pods are in plaintext from then on",
+			Mend:    "mount it on the node with `mount -t bpf bpf /sys/fs/bpf`, and in a container bring it in as a hostPath",
 		},
 	}
 }
@@ -54,7 +54,7 @@ func cgroup(l *look) {
 }
 
 func bpffs(l *look) {
-	path, mounted, err := redirect.ProbeBPFFS(redirect.Config{RunDir: l.Config.RunDir})
+	path, mounted, err := redirect.ProbeBPFFS(redirect.Config{RunDir: l.Config.RunDir}, l.writable)
 	switch {
 	case err != nil:
 		l.fail("%v", err)
@@ -103,6 +103,7 @@ func runFolder(l *look) {
 		l.fail("%v", err)
 		return
 	}
+	l.writable = at // a container may have no other
 	var sys unix.Statfs_t
 	if err := unix.Statfs(at, &sys); err != nil {
 		l.fail("look at the file system of %s: %v", at, err)

@@ -123,8 +123,9 @@ type look struct {
 	found   []Finding
 	lacking map[string]bool // checks that failed, or could not be made
 
-	scratch *netns.NS              // the calling process's own at a start
-	specs   []*ebpf.CollectionSpec // the daemon's programs, once they are read
+	scratch  *netns.NS              // the calling process's own at a start
+	specs    []*ebpf.CollectionSpec // the daemon's programs, once they are read
+	writable string                 // where the run folder is, or is to be
 }
 
 func (l *look) make(c Check) {

@@ -56,17 +56,18 @@ func trial(l *look) {
 	if hasIPv6() {
 		addrs = append(addrs, trial6)
 	}
-	if err := enrol(l.ctx, own, ns, addrs); err != nil {
+	if err := enrol(l.ctx, l.writable, own, ns, addrs); err != nil {
 		l.fail("%v", err)
 		return
 	}
 	l.ok("a namespace was enrolled, looked at, and released")
 }
 
-// enrol does for a namespace what the daemon does for a pod's, and undoes it.
-func enrol(ctx context.Context, cgroup string, ns *netns.NS, addrs []netip.Addr) (err error) {
+// enrol does for a namespace what the daemon does for a pod's, with a run folder
+// below in, and undoes it.
+func enrol(ctx context.Context, in, cgroup string, ns *netns.NS, addrs []netip.Addr) (err error) {
 	undo := func(f func() error) { err = errors.Join(err, f()) }
-	dir, err := os.MkdirTemp("", "culvert-check-")
+	dir, err := os.MkdirTemp(in, ".culvert-check-")
 	if err != nil {
 		return err
 	}

@@ -152,9 +152,9 @@ func otherLayouts(dir string) error {
 const bpffsFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
 // ProbeBPFFS says where the pins are to be, and whether bpffs is mounted there.
-// Where it is not, it is mounted somewhere else and taken away again: an error
-// says that it cannot be.
-func ProbeBPFFS(cfg Config) (path string, mounted bool, err error) {
+// Where it is not, it is mounted in a folder below in and taken away again: an
+// error says that it cannot be.
+func ProbeBPFFS(cfg Config, in string) (path string, mounted bool, err error) {
 	if err := cfg.setDefaults(); err != nil {
 		return "", false, err
 	}
@@ -164,7 +164,7 @@ func ProbeBPFFS(cfg Config) (path string, mounted bool, err error) {
 			return path, true, nil
 		}
 	}
-	at, err := os.MkdirTemp("", "culvert-bpffs-")
+	at, err := os.MkdirTemp(in, ".culvert-bpffs-")
 	if err != nil {
 		return "", false, fmt.Errorf("try to mount bpffs: %w", err)
 	}
