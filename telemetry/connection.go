@@ -4,9 +4,11 @@
 // connection and handshake, the access log and the metrics made of them. Event
 // loops hand records over: nothing here makes them wait, for a lock that is held
 // longer than a copy takes or for a reader of the log. It decides nothing about
-// connections and writes no log of the daemon's own.
+// connections, and says nothing of its own in the daemon's log, for which it has a
+// Spool.
 //
-// An AccessLog has a goroutine, which its Close ends. Metrics have none.
+// An AccessLog and a Spool have a goroutine each, which their Close ends. Metrics
+// have none.
 package telemetry
 
 import (

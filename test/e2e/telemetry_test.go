@@ -26,7 +26,9 @@ import (
 // at both ends, and once.
 func TestBytesAreCountedMeanwhile(t *testing.T) {
 	e := setup(t)
-	d := e.start(lab.DaemonConfig{Settings: map[string]any{"mode": "permissive"}})
+	d := e.start(lab.DaemonConfig{Settings: map[string]any{
+		"mode": "permissive", "log": map[string]any{"format": "text", "level": "debug"},
+	}})
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)
 	for name, tt := range map[string]struct {
@@ -62,6 +64,17 @@ func TestBytesAreCountedMeanwhile(t *testing.T) {
 			e.must(c.CloseWrite())
 			wants("it has ended", 2*size, 1)
 		})
+	}
+
+	// A handshake that succeeds has a line at debug, at either end.
+	one, two := e.Pod(1, 1), e.Pod(2, 1)
+	for d, want := range map[*lab.Daemon]string{
+		d[0]: "reporter=source workload=demo_" + one.Name + " peer=" + two.V4.String() + " expected=" + two.Identity() + " identity=" + two.Identity() + " duration=",
+		d[1]: "reporter=destination workload=demo_" + two.Name + " peer=" + one.V4.String() + " identity=" + one.Identity() + " duration=",
+	} {
+		if log := d.LogTail(1000); strings.Count(log, `msg="handshake succeeded" `+want) != 1 {
+			t.Errorf("%s does not say %q once:\n%s", d.Node.Name, want, log)
+		}
 	}
 }
 
