@@ -10,8 +10,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION)
 PREFIX        ?= /usr/local
 bindir        ?= $(PREFIX)/bin
 unitdir       ?= $(PREFIX)/lib/systemd/system
-datadir       ?= $(PREFIX)/share
-docdir        ?= $(datadir)/doc/culvert
+docdir        ?= $(PREFIX)/share/doc/culvert
 sysconfdir    ?= /etc
 localstatedir ?= /var
 INSTALL       ?= install
@@ -32,9 +31,6 @@ install: ## bin/ztunnel, a systemd unit, examples where no file is yet (PREFIX, 
 	$(INSTALL) bin/ztunnel $(DESTDIR)$(bindir)/ztunnel
 	sed 's|/usr/local/bin/|$(bindir)/|; s|/etc/culvert/|$(sysconfdir)/culvert/|' deploy/systemd/culvert.service >$(DESTDIR)$(unitdir)/culvert.service
 	chmod 644 $(DESTDIR)$(unitdir)/culvert.service
-	@for f in bash:bash-completion/completions/ztunnel zsh:zsh/site-functions/_ztunnel fish:fish/vendor_completions.d/ztunnel.fish; do \
-		to=$(DESTDIR)$(datadir)/$${f#*:}; $(INSTALL) -d $${to%/*} && bin/ztunnel completion $${f%%:*} >$$to && chmod 644 $$to || exit 1; \
-	done
 	$(INSTALL) -m 644 README.md SECURITY.md LICENSE $(DESTDIR)$(docdir)
 	$(INSTALL) -m 644 docs/*.md $(DESTDIR)$(docdir)/docs
 	@for f in deploy/etc/*.yaml; do \
@@ -45,7 +41,6 @@ install: ## bin/ztunnel, a systemd unit, examples where no file is yet (PREFIX, 
 
 uninstall: ## what install has put there; configuration and certificates stay
 	rm -f $(DESTDIR)$(bindir)/ztunnel $(DESTDIR)$(unitdir)/culvert.service
-	cd $(DESTDIR)$(datadir) && rm -f bash-completion/completions/ztunnel zsh/site-functions/_ztunnel fish/vendor_completions.d/ztunnel.fish
 	rm -rf $(DESTDIR)$(docdir)
 
 deb: build ## out/culvert_*.deb, for this machine's kind (needs dpkg-deb)

@@ -159,7 +159,10 @@ func (c *controls) serveRefused(w http.ResponseWriter, _ *http.Request) {
 	for _, k := range kept {
 		l := RefusedConnection{
 			Last: k.Last, Times: k.Times, Pod: k.Pod, Direction: k.Direction.String(), Source: party(k.Src), Destination: party(k.Dst),
-			Reason: string(k.Reason), Detail: k.Detail, Rule: k.Rule, PolicyVersion: k.PolicyVersion,
+			Reason: string(k.Reason), Detail: k.Detail, PolicyVersion: k.PolicyVersion,
+		}
+		if k.Reason == telemetry.ReasonDenied { // else it is what has let it through, here
+			l.Rule = k.Rule
 		}
 		if k.Trace != ([16]byte{}) {
 			l.Trace = hex.EncodeToString(k.Trace[:])

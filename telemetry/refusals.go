@@ -89,5 +89,7 @@ func (r *Refusals) List() (kept []Refusal, total uint64) {
 	for e := r.last.Front(); e != nil; e = e.Next() {
 		kept = append(kept, *e.Value.(*Refusal))
 	}
-	return slices.Clip(kept), r.total
+	// What the kernel refuses is told some time after.
+	slices.SortStableFunc(kept, func(a, b Refusal) int { return b.Last.Compare(a.Last) })
+	return kept, r.total
 }

@@ -78,7 +78,11 @@ func refusedText(r daemon.Refused, now time.Time) string {
 	t := cli.NewTable("LAST", "TIMES", "DIRECTION", "SOURCE", "DESTINATION", "REASON", "RULE", "SOURCE IDENTITY", "WHY").AlignRight(1)
 	shown := uint64(0)
 	for _, l := range slices.Backward(r.Connections) {
-		t.Row(age(now.Sub(l.Last))+" ago", l.Times, l.Direction, end(l.Source), end(l.Destination), l.Reason, or(l.Rule), or(l.Source.Identity), or(oneLine(l.Detail)))
+		why := oneLine(l.Detail)
+		if why == l.Rule && why != "" {
+			why = "the policy's entry of this name denies it"
+		}
+		t.Row(age(now.Sub(l.Last))+" ago", l.Times, l.Direction, end(l.Source), end(l.Destination), l.Reason, or(l.Rule), or(l.Source.Identity), or(why))
 		shown += l.Times
 	}
 	t.WriteTo(&b)

@@ -150,9 +150,6 @@ func TestInstall(t *testing.T) {
 644 etc/culvert/workloads.yaml
 755 usr/bin/ztunnel
 644 usr/lib/systemd/system/culvert.service
-644 usr/share/bash-completion/completions/ztunnel
-644 usr/share/fish/vendor_completions.d/ztunnel.fish
-644 usr/share/zsh/site-functions/_ztunnel
 `
 	if diff := cmp.Diff(want, strings.TrimSpace(m.do(list))+"\n"); diff != "" {
 		t.Errorf("installed: -want +got\n%s", diff)
