@@ -28,7 +28,7 @@ import (
 	"github.com/culvert-mesh/culvert/internal/lab"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write testdata/badinput.txt anew from what is said")
+var rewrite = flag.Bool("rewrite", false, "write testdata/badinput.txt and docs/cli.md anew from what is said")
 
 // said is the page of errors: what ztunnel says of each case.
 type said struct {

@@ -104,9 +104,12 @@ func (e *env) pins(d *lab.Daemon) string {
 	e.t.Helper()
 	b, err := os.ReadFile(d.LogFile)
 	e.must(err)
-	_, rest, _ := strings.Cut(string(b), "pins=")
-	pins, _, _ := strings.Cut(rest, "\n")
-	return strings.TrimSpace(pins)
+	_, rest, ok := strings.Cut(string(b), "bpffs=")
+	if !ok {
+		e.t.Fatalf("%s does not say where it pins", d.LogFile)
+	}
+	pins, _, _ := strings.Cut(rest, " ")
+	return pins
 }
 
 // 500 pods are enrolled and released under the traffic of another, fifty at a
