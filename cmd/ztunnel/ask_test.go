@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/culvert-mesh/culvert/admin"
 )
 
@@ -57,11 +59,11 @@ func TestAskingUnprivileged(t *testing.T) {
 		t.Fatal("this test needs root")
 	}
 	bin := build(t)
+	dir := answering(t, "/status", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") })
 	// What holds the test's folders is for its user only.
-	if err := os.Chmod(filepath.Dir(filepath.Dir(bin)), 0o755); err != nil {
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	dir := answering(t, "/status", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{}") })
 	for _, args := range [][]string{{"status"}, {"log-level", "debug"}, {"bugreport", "--out", "-"}} {
 		cmd := exec.Command(bin, append(args, "--run-dir", dir)...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -114,5 +116,69 @@ func TestWatch(t *testing.T) {
 	}
 	if !strings.Contains(stderr.String(), "out of order") {
 		t.Errorf("and of what failed:\n%s", &stderr)
+	}
+}
+
+// terminal is a new terminal of some rows: what is written to the second comes out of
+// the first.
+func terminal(t *testing.T, rows uint16) (reads, writes *os.File) {
+	t.Helper()
+	reads, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reads.Close() })
+	fd := int(reads.Fd())
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: 200}); err != nil {
+		t.Fatal(err)
+	}
+	writes, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reads, writes
+}
+
+// TestWatchOnATerminal: an answer takes the place of the one before, and is cut at
+// the terminal's height.
+func TestWatchOnATerminal(t *testing.T) {
+	var asked atomic.Int64
+	dir := answering(t, "/workloads", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `[{"workload": "first-%d"}, {"workload": "b"}, {"workload": "c"}, {"workload": "last"}]`, asked.Add(1))
+	})
+	reads, writes := terminal(t, 4)
+	cmd := exec.Command(build(t), "workloads", "--watch=100ms", "--run-dir", dir)
+	cmd.Stdout, cmd.Stderr = writes, writes
+	err := cmd.Start()
+	writes.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.AfterFunc(60*time.Second, func() { cmd.Process.Kill() })
+	defer deadline.Stop()
+	var got strings.Builder
+	for buf := make([]byte, 4096); ; {
+		n, err := reads.Read(buf) // EIO at its end
+		got.Write(buf[:n])
+		if err != nil {
+			break
+		}
+		if strings.Contains(got.String(), "first-3") {
+			cmd.Process.Signal(os.Interrupt)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGINT: %v", err)
+	}
+	text := got.String()
+	if strings.Count(text, "\x1b[H\x1b[J") < 3 || !strings.Contains(text, "… and 3 lines more") || strings.Contains(text, "last") {
+		t.Errorf("it has shown %q", text)
 	}
 }

@@ -126,17 +126,31 @@ func TestCleanupOfNothing(t *testing.T) {
 	}
 }
 
-// build makes the binary, so that main, its exit code and the linker's version
-// are in the tests.
+// builtIn is the folder of the binary; empty: it was not built.
+var builtIn string
+
+// build makes the binary, once, so that main, its exit code and the linker's version
+// are in the tests. Everybody may run it.
 func build(t *testing.T) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "ztunnel")
-	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=v9.9.9", "-o", bin, ".")
+	if builtIn != "" {
+		return filepath.Join(builtIn, "ztunnel")
+	}
+	dir, err := os.MkdirTemp("", "ztunnel-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=v9.9.9", "-o", filepath.Join(dir, "ztunnel"), ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
+		os.RemoveAll(dir)
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	return bin
+	builtIn = dir
+	return filepath.Join(dir, "ztunnel")
 }
 
 func TestBinary(t *testing.T) {

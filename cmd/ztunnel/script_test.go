@@ -19,7 +19,20 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"ztunnel": main})
+	testscript.Main(tests{m}, map[string]func(){"ztunnel": main})
+}
+
+// tests are run with a folder for what they share, which goes with them.
+type tests struct{ *testing.M }
+
+// Run is testscript.TestingM's.
+func (m tests) Run() int {
+	defer func() {
+		if builtIn != "" {
+			os.RemoveAll(builtIn)
+		}
+	}()
+	return m.M.Run()
 }
 
 // TestScripts runs the command line as testdata/*.txtar say. Beside testscript's own
