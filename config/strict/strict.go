@@ -16,7 +16,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/lexer"
@@ -60,11 +62,20 @@ type document struct {
 }
 
 func (d *document) fail(at *token.Token, key, allowed, problem string) {
-	e := &Error{File: d.file, Key: key, Problem: problem, Allowed: allowed}
+	e := &Error{File: d.file, Key: oneLine(key), Problem: oneLine(problem), Allowed: allowed}
 	if at != nil && at.Position != nil {
 		e.Line, e.Column = at.Position.Line, at.Position.Column
 	}
 	d.errors = append(d.errors, e)
+}
+
+// oneLine escapes what would end a line, or move the cursor of who reads it.
+func oneLine(text string) string {
+	if !strings.ContainsFunc(text, unicode.IsControl) {
+		return text
+	}
+	quoted := strconv.Quote(text)
+	return quoted[1 : len(quoted)-1]
 }
 
 // Unfit is the error of a parser of values for one that is right by itself and does

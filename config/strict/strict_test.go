@@ -3,11 +3,15 @@
 package strict
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -82,6 +86,7 @@ func TestReadRefuses(t *testing.T) {
 		"an unknown key inside":    {"items:\n- name: a\n  nme: b\n", Error{Line: 3, Column: 3, Key: "items[0].nme", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
 		"a misspelt needed key":    {"items:\n- {text: b, nam: c}\n", Error{Line: 2, Column: 13, Key: "items[0].nam", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
 		"behind another mistake":   {"number: 10\nitems:\n- {nam: c}\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number of things from 1 to 9"}},
+		"a key that is no word":    {"\"a\\nb\": 3\n", Error{Line: 1, Column: 1, Key: `a\nb`, Problem: "unknown key", Allowed: keys}},
 		"a key in capitals":        {"NUMBER: 3\n", Error{Line: 1, Column: 1, Key: "NUMBER", Problem: "unknown key; did you mean number?", Allowed: keys}},
 		"a bracket that is open":   {"names: [a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: [ is not closed", Allowed: "a list from [ to ]"}},
 		"a brace that is open":     {"inner: {name: a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: { is not closed", Allowed: "a mapping from { to }"}},
@@ -146,15 +151,87 @@ func TestParseName(t *testing.T) {
 	}
 }
 
+// document writes a shape in one plain form.
+func (s shape) document() string {
+	quote := func(text string) string { b, _ := json.Marshal(text); return string(b) }
+	var b strings.Builder
+	fmt.Fprintf(&b, "text: %s\nyes: %v\nnumber: %d\n", quote(s.Text), s.Yes, s.Number)
+	if s.Wait != 0 {
+		fmt.Fprintf(&b, "wait: %s\n", FormatDuration(s.Wait))
+	}
+	if s.Kind != "" {
+		fmt.Fprintf(&b, "kind: %s\n", s.Kind)
+	}
+	if s.Inner != "" {
+		fmt.Fprintf(&b, "inner: {name: %s}\n", quote(s.Inner))
+	}
+	for _, l := range []struct {
+		key, before, after string
+		of                 []string
+	}{{"names", "", "", s.Names}, {"items", "{name: ", "}", s.Items}} {
+		if l.of == nil {
+			continue
+		}
+		fmt.Fprintf(&b, "%s:\n", l.key)
+		for _, one := range l.of {
+			fmt.Fprintf(&b, "- %s%s%s\n", l.before, quote(one), l.after)
+		}
+	}
+	return b.String()
+}
+
+// Whatever a file holds: a mistake has a place in it and fits into one line of a
+// log; what is taken keeps to what is allowed, says the same when it is written
+// plainly, and has no room for a key that nobody knows, or for one twice.
 func FuzzRead(f *testing.F) {
-	for _, seed := range []string{"", "text: a\nitems:\n- name: b\n", "a: &b c\n", "names: [a, {b: c}]\n", "? a\n: b\n", "inner: {name: |\n x}"} {
+	for _, seed := range []string{
+		"", "text: a\nitems:\n- name: b\n", "a: &b c\n", "names: [a, {b: c}]\n", "? a\n: b\n", "inner: {name: |\n x}",
+		"text: \"\\u00e4\\n\"\nyes: true\nnumber: 0x3\nwait: 1m30s\nkind: a\n", "names: [a, 'b', \"c\"]\ninner:\n  name: x\n",
+		"number: 03\n", "yes: True\n", "\t : a\n", "wait: 1e3s\n", "text: >-\n  a\n  b\n", "--- # a\ntext: 'it''s'\n...\n", "text: a # b\r\nnumber: 9\r\n",
+	} {
 		f.Add(seed)
 	}
-	f.Fuzz(func(t *testing.T, data string) {
-		_, err := read(data)
+	fails := func(t *testing.T, data string, err error) {
+		t.Helper()
 		var located *Error
-		if err != nil && !errors.As(err, &located) {
-			t.Errorf("error %v is not an *Error", err)
+		if !errors.As(err, &located) {
+			t.Fatalf("error %v is not an *Error", err)
+		}
+		// A carriage return alone ends a line too, to YAML.
+		lines := 2 + strings.Count(data, "\n") + strings.Count(data, "\r")
+		if located.File != "f.yaml" || located.Problem == "" || located.Line < 0 || located.Line > lines || (located.Line > 0) != (located.Column > 0) {
+			t.Errorf("%#v, of %d lines", located, lines)
+		}
+		if said := err.Error(); strings.ContainsFunc(said, unicode.IsControl) || !utf8.ValidString(said) {
+			t.Errorf("an error is no line of text: %q", said)
+		}
+	}
+	f.Fuzz(func(t *testing.T, data string) {
+		s, err := read(data)
+		if again, err2 := read(data); !cmp.Equal(s, again) || fmt.Sprint(err) != fmt.Sprint(err2) {
+			t.Errorf("read again: %v, %v, before %v, %v", again, err2, s, err)
+		}
+		if err != nil {
+			fails(t, data, err)
+			return
+		}
+		good := s.Number >= 1 && s.Number <= 9 && (s.Wait == 0 || s.Wait >= time.Second && s.Wait <= time.Hour) && slices.Contains([]string{"", "a", "b"}, s.Kind)
+		for _, name := range slices.Concat(s.Names, s.Items) {
+			_, err := ParseName(name)
+			good = good && err == nil
+		}
+		if _, err := ParseName(s.Inner); !good || s.Inner != "" && err != nil {
+			t.Errorf("taken: %+v", s)
+		}
+		if plain, err := read(s.document()); err != nil || !cmp.Equal(s, plain) {
+			t.Errorf("written plainly: %v, %+v, was %+v\n%s", err, plain, s, s.document())
+		}
+		for _, more := range []string{"zzz: 1\n", "number: 1\nnumber: 1\n"} {
+			if _, err := read(s.document() + more); err == nil {
+				t.Errorf("taken with %q", more)
+			} else {
+				fails(t, s.document()+more, err)
+			}
 		}
 	})
 }
