@@ -33,13 +33,36 @@ func TestEveryParserIsFuzzed(t *testing.T) {
 			all += string(b)
 		}
 		for _, target := range targets {
-			_, body, ok := strings.Cut(all, "func "+target+"(f *testing.F) {")
-			if body, _, _ = strings.Cut(body, "\n}\n"); !ok || !strings.Contains(body, "f.Add(") {
+			if !seeded(all, target) {
 				t.Errorf("%s has no fuzz target %s with seeds", dir, target)
 			}
 		}
-		if strings.Contains(all, "func FuzzNothing(") { // the control: it is not found everywhere
-			t.Errorf("%s has a target of this name", dir)
+	}
+}
+
+// seeded reports whether a source has a fuzz target with seeds.
+func seeded(source, target string) bool {
+	_, body, ok := strings.Cut(source, "\nfunc "+target+"(f *testing.F) {\n")
+	body, _, _ = strings.Cut(body, "\n}\n")
+	return ok && strings.Contains(body, "\tf.Add(") && strings.Contains(body, "\tf.Fuzz(")
+}
+
+// The oracle: it knows a target that is not there, one without seeds, one that fuzzes
+// nothing, and seeds that are another's.
+func TestTargetWithoutSeedsIsFound(t *testing.T) {
+	const seeds, fuzz = "\tf.Add(\"a\")\n", "\tf.Fuzz(func(t *testing.T, s string) {\n\t})\n"
+	target := func(name, body string) string { return "\nfunc " + name + "(f *testing.F) {\n" + body + "}\n" }
+	for source, want := range map[string]bool{
+		target("FuzzIt", seeds+fuzz):                                true,
+		target("FuzzIt", fuzz):                                      false,
+		target("FuzzIt", seeds):                                     false,
+		target("FuzzIt", fuzz) + target("FuzzOther", seeds+fuzz):    false,
+		target("FuzzItAll", seeds+fuzz):                             false,
+		"\n// func FuzzIt(f *testing.F) {\n" + seeds + fuzz + "}\n": false,
+		"": false,
+	} {
+		if seeded(source, "FuzzIt") != want {
+			t.Errorf("%v: %s", !want, source)
 		}
 	}
 }
