@@ -4,7 +4,6 @@ package tunnel
 
 import (
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,14 +21,6 @@ const (
 	keepAliveInterval = 10 // seconds
 	keepAliveProbes   = 3
 )
-
-// plaintext bounds the connections in plaintext of a node. Their clients are
-// strangers, and each holds two descriptors: they may have half of those that the
-// process has.
-type plaintext struct {
-	now  atomic.Int64
-	most int64
-}
 
 // ServePlain takes over a listener for plaintext from outside (PERMISSIVE). What
 // is accepted inherits its options.
@@ -69,8 +60,8 @@ func (p *Pod) acceptPlain(fd int) {
 		c.refuse(fd, telemetry.ReasonDenied, c.verdict.Rule)
 		return
 	}
-	if !c.enter() {
-		c.refuse(fd, telemetry.ReasonLimit, fmt.Sprintf("%d connections in plaintext are open on this node: half of its descriptors", t.plain.most))
+	if err := c.enter(); err != nil {
+		c.refuse(fd, telemetry.ReasonLimit, err.Error())
 		return
 	}
 	c.w = t.workers[int(t.spread.Add(1))%len(t.workers)]
@@ -96,6 +87,7 @@ func (p *Pod) plainNone(fd int) {
 type plain struct {
 	connection
 	w        *worker
+	source   *source
 	pipe     *relay.Pipe
 	delivery delivery
 }
@@ -126,18 +118,16 @@ func (c *plain) begin(fd int) {
 
 // enter counts the connection in, as long as there may be more of them; leave
 // counts it out.
-func (c *plain) enter() bool {
-	t := c.pod.t
-	if t.plain.now.Add(1) > t.plain.most {
-		t.plain.now.Add(-1)
-		return false
+func (c *plain) enter() (err error) {
+	if c.source, err = c.pod.t.sources.enter(c.src.Addr()); err != nil {
+		return err
 	}
 	c.pod.tuples.hold(c.tuple())
-	return true
+	return nil
 }
 
 func (c *plain) leave() {
-	c.pod.t.plain.now.Add(-1)
+	c.pod.t.sources.leave(c.source)
 	c.pod.tuples.drop(c.tuple())
 }
 

@@ -211,7 +211,10 @@ func (r *plainRig) nothingLeft() {
 			w.Loop.Post(func() { done <- len(w.plain) })
 			lists += <-done
 		}
-		now, tuples := r.tunnel.plain.now.Load(), r.pod.tuples.n.Load()
+		r.tunnel.sources.mu.Lock()
+		now := r.tunnel.sources.plain
+		r.tunnel.sources.mu.Unlock()
+		tuples := r.pod.tuples.n.Load()
 		if lists == 0 && now == 0 && tuples == 0 {
 			return
 		}
@@ -286,9 +289,9 @@ func TestPlainRefusesOwnPorts(t *testing.T) {
 
 func TestPlainIsBounded(t *testing.T) {
 	r := newPlainRig(t, "127.0.0.1:0", policy.Permissive)
-	set := make(chan struct{})
-	r.pod.w.Loop.Post(func() { r.tunnel.plain.most = 2; close(set) })
-	<-set
+	r.tunnel.sources.mu.Lock()
+	r.tunnel.sources.mostPlain = 2 * plainPart // two of one address
+	r.tunnel.sources.mu.Unlock()
 	r.echo()
 	first, _ := r.served(), r.served()
 	r.ends(r.dial(r.at), telemetry.ReasonLimit)

@@ -21,6 +21,11 @@ const (
 	// that calls every pod of a node at once, of which Kubernetes has 110 by
 	// default, is not to be refused; and four are needed to lock others out.
 	maxSourceHandshakes = 128
+
+	// plainPart is the part that one address may have of the connections in
+	// plaintext that a node lets in. Their clients are strangers: four are needed
+	// to lock others out.
+	plainPart = 4
 )
 
 // sources is what each address of a peer has a node do.
@@ -28,8 +33,11 @@ type sources struct {
 	budget *relay.Budget
 	limits *limits
 
+	mostPlain int // connections in plaintext
+
 	mu    sync.Mutex // guards what follows
 	all   int        // handshakes that run
+	plain int        // connections in plaintext that are open
 	known map[netip.Addr]*source
 }
 
@@ -39,10 +47,11 @@ type source struct {
 	account    *relay.Account
 	refs       int
 	handshakes int // that run
+	plain      int // connections in plaintext that are open
 }
 
-func newSources(b *relay.Budget, l *limits) *sources {
-	return &sources{budget: b, limits: l, known: map[netip.Addr]*source{}}
+func newSources(b *relay.Budget, l *limits, mostPlain int) *sources {
+	return &sources{budget: b, limits: l, mostPlain: mostPlain, known: map[netip.Addr]*source{}}
 }
 
 // take refers to an address. drop ends that.
@@ -113,6 +122,35 @@ func (s *sources) greeted(src *source) {
 func (s *sources) part(src *source) {
 	src.account.Close(relay.SessionCost)
 	s.drop(src)
+}
+
+// enter counts a connection in plaintext of an address in. After it comes leave.
+func (s *sources) enter(a netip.Addr) (*source, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	src := s.ref(a)
+	var err error
+	switch part := max(1, s.mostPlain/plainPart); {
+	case s.plain >= s.mostPlain:
+		err = fmt.Errorf("%d connections in plaintext are open on this node: half of its descriptors", s.mostPlain)
+	case src.plain >= part:
+		err = fmt.Errorf("%d connections in plaintext of this address are open: one may have a quarter of the node's", part)
+	default:
+		s.plain++
+		src.plain++
+		return src, nil
+	}
+	s.unref(src)
+	return nil, err
+}
+
+// leave counts it out.
+func (s *sources) leave(src *source) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plain--
+	src.plain--
+	s.unref(src)
 }
 
 // limits counts what was refused or ended for a bound on peers.

@@ -17,7 +17,7 @@ func address(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >>
 // Handshakes: at each limit, and one above it.
 func TestHandshakeLimits(t *testing.T) {
 	var l limits
-	s := newSources(relay.NewBudget(0, nil), &l)
+	s := newSources(relay.NewBudget(0, nil), &l, 0)
 	var running []*source
 	greet := func(a netip.Addr, want bool) {
 		t.Helper()
@@ -58,7 +58,7 @@ func TestHandshakeLimits(t *testing.T) {
 func TestSessionLimit(t *testing.T) {
 	const size = 64 << 20
 	var l limits
-	s := newSources(relay.NewBudget(size, nil), &l)
+	s := newSources(relay.NewBudget(size, nil), &l, 0)
 	n := 0
 	for {
 		src, err := s.greet(address(0))
@@ -73,6 +73,46 @@ func TestSessionLimit(t *testing.T) {
 	}
 	if _, err := s.greet(address(1)); err != nil {
 		t.Errorf("another address: %v", err)
+	}
+}
+
+// Connections in plaintext: at each limit, and one above it.
+func TestPlainLimits(t *testing.T) {
+	const most = 5 * plainPart
+	var l limits
+	s := newSources(relay.NewBudget(0, nil), &l, most)
+	var open []*source
+	enter := func(a netip.Addr, want bool) {
+		t.Helper()
+		src, err := s.enter(a)
+		if (err == nil) != want {
+			t.Fatalf("connection %d of %s: %v", len(open)+1, a, err)
+		}
+		if err == nil {
+			open = append(open, src)
+		}
+	}
+	for i := range plainPart {
+		for range most / plainPart {
+			enter(address(i), true)
+		}
+		if i == 0 {
+			enter(address(i), false)
+		}
+	}
+	enter(address(plainPart), false)
+	s.leave(open[0])
+	enter(address(plainPart), true)
+	enter(address(0), false)
+	for _, src := range open[1:] {
+		s.leave(src)
+	}
+	if s.plain != 0 || len(s.known) != 0 {
+		t.Errorf("%d connections and %d addresses are left", s.plain, len(s.known))
+	}
+	// Where there may be few, an address may have one.
+	if _, err := newSources(relay.NewBudget(0, nil), &l, 1).enter(address(0)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -122,9 +122,8 @@ type Tunnel struct {
 	sources *sources
 	turns   *turns // of handshakes
 	limits  limits
-	failed  damper // of lines about handshakes
-	hoarded damper // of lines about the budget
-	plain   plaintext
+	failed  damper        // of lines about handshakes
+	hoarded damper        // of lines about the budget
 	looks   chan struct{} // one token per look at a pod's listeners
 
 	deliveries Deliveries
@@ -177,9 +176,8 @@ func New(cfg Config) (*Tunnel, error) {
 		return nil, err
 	}
 	t.top = limit - min(keptDescriptors, limit/8) // the kernel gives the lowest number that is free
-	t.plain.most = int64(limit / 2 / 2)           // half of them, two for each
 	t.budget = relay.NewBudget(cfg.Memory, t.shed)
-	t.sources = newSources(t.budget, &t.limits)
+	t.sources = newSources(t.budget, &t.limits, limit/2/2) // plaintext may have half of the descriptors, two for each
 	t.turns = newTurns(runtime.GOMAXPROCS(0))
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	for i := range cfg.Loops {
