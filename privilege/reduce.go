@@ -56,9 +56,9 @@ func Reduce() error {
 }
 
 // excess says what a thread of the process has beyond what it is to have; "" for
-// nothing. The bounding set is not looked at: what may change nothing without it is
-// no_new_privs, by which the kernel gives nothing at execve that was not there
-// before (cap_bprm_creds_from_file in security/commoncap.c).
+// nothing. The bounding set is not looked at: under no_new_privs the kernel gives
+// nothing at execve that was not there before, whatever is in that
+// (cap_bprm_creds_from_file in security/commoncap.c).
 func excess() (string, error) {
 	all, err := threads()
 	if err != nil {

@@ -163,8 +163,9 @@ func TestReducedPrivileges(t *testing.T) {
 	}
 	has := fmt.Sprintf("CapInh %016x, CapPrm %016x, CapEff %016[2]x, CapBnd %016[2]x, CapAmb %016[1]x, NoNewPrivs 1", 0, needed)
 	about := []string{"Name", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"}
+	name := filepath.Base(ztunnel)
 	for i, seccomp := range []string{"2", "0"} {
-		want := "Name ztunnel, " + has + ", Seccomp " + seccomp
+		want := "Name " + name[:min(len(name), 15)] + ", " + has + ", Seccomp " + seccomp
 		if got := may(t, daemons[i].PID(), about...); len(got) != 1 || got[want] < 4 {
 			t.Errorf("node %d: threads by what they may do: %v, want all: %s", i+1, got, want)
 		}
@@ -223,9 +224,9 @@ func TestFilesArePrivate(t *testing.T) {
 	if info, err := os.Stat(loose); err != nil || info.Mode().Perm() != 0o666 {
 		t.Fatalf("control: a file made with this mask: %v, %v", info.Mode(), err)
 	}
-	_, d := mesh(t)
+	e, d := mesh(t)
 	seen := 0
-	for _, dir := range []string{d[0].RunDir(), pinsOf(t, d[0].RunDir())} {
+	for _, dir := range []string{d[0].RunDir(), e.pins(d[0])} {
 		err := filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -254,20 +255,4 @@ func TestFilesArePrivate(t *testing.T) {
 	if seen < 15 {
 		t.Errorf("only %d files were found", seen)
 	}
-}
-
-// pinsOf is the folder of what the daemon of a run directory has pinned.
-func pinsOf(t *testing.T, runDir string) string {
-	t.Helper()
-	links, err := filepath.Glob("/sys/fs/bpf/culvert/*/*/run")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, link := range links {
-		if to, err := os.Readlink(link); err == nil && to == runDir {
-			return filepath.Dir(link)
-		}
-	}
-	t.Fatalf("none of %v leads to %s", links, runDir)
-	return ""
 }
