@@ -39,9 +39,22 @@ func hasIPv6() bool {
 	return err == nil && strings.TrimSpace(string(all)) == "0"
 }
 
+// dumps bounds how often a list is asked for.
+const dumps = 32
+
+// dump asks the kernel for a list again where it changed while it was read: what is
+// there may be missing from such a one (NLM_F_DUMP_INTR).
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	all, err := list()
+	for n := 1; n < dumps && errors.Is(err, netlink.ErrDumpInterrupted); n++ {
+		all, err = list()
+	}
+	return all, err
+}
+
 // findAddr finds an address in the calling thread's namespace; nil: not there.
 func findAddr(a netip.Addr) (*netlink.Addr, error) {
-	all, err := netlink.AddrList(nil, family(a))
+	all, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family(a)) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -119,7 +132,7 @@ func addRouting(a netip.Addr) error {
 // removeRouting removes what is ours, and nothing else.
 func removeRouting(a netip.Addr) (report []string, err error) {
 	var errs []error
-	rules, err := netlink.RuleList(family(a))
+	rules, err := dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family(a)) })
 	if err != nil {
 		errs = append(errs, fmt.Errorf("list rules: %w", err))
 	}
@@ -134,7 +147,9 @@ func removeRouting(a netip.Addr) (report []string, err error) {
 		}
 		report = append(report, fmt.Sprintf("rule %d of IPv%d removed", r.Priority, ipVersion(a)))
 	}
-	routes, err := netlink.RouteListFiltered(family(a), &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family(a), &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		errs = append(errs, fmt.Errorf("list routes: %w", err))
 	}
