@@ -101,16 +101,19 @@ func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err e
 		Identity:  p.Identity(),
 		Sockets:   podSockets{maker: e.sockets, stock: out.stock, ns: out.ns, addrs: addrs},
 	})
-	if err := e.listen(out.ns, out.steered, out.served, addrs); err != nil {
-		return nil, err
-	}
 	e.told.add(p)
 	if err := out.steered.Enrol(); err != nil {
 		return nil, err
 	}
 	captured = true
+	if err := e.listen(out.ns, out.steered, out.served, addrs); err != nil {
+		return nil, err
+	}
 	out.beside = e.existing.add(p.Key(), out.steered, out.served) // the hooks are on: there come no more
 	if err := out.steered.Probe(ctx); err != nil {
+		return nil, err
+	}
+	if err := out.steered.Carry(); err != nil {
 		return nil, err
 	}
 	e.log.Info("pod enrolled", "pod", p.Key(), "identity", p.Identity().String(), "addresses", addrs)

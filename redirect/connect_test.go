@@ -252,6 +252,31 @@ func TestConnectionsAreRefused(t *testing.T) {
 	}
 }
 
+// A pod that is enrolled, and not seen to work yet, is refused what is to be carried,
+// also one that has been carried before; probes pass, and what is no concern of ours.
+func TestEnrolledIsRefusedUntilCarry(t *testing.T) {
+	both(t, func(w *world, f family) {
+		w.start()
+		w.must(w.redirected.Enrol())
+		to := netip.AddrPortFrom(f.remote, 8080)
+		w.refused("before Carry", func() error { _, err := w.connect(w.pod, to, nil); return err })
+		w.listen(w.outside, netip.AddrPortFrom(f.outside, 8080))
+		if _, err := w.connect(w.pod, netip.AddrPortFrom(f.outside, 8080), nil); err != nil {
+			w.t.Errorf("beyond the mesh: %v", err)
+		}
+		w.must(w.redirected.Probe(w.t.Context()))
+		w.must(w.redirected.Carry())
+		n := w.counted(func() {
+			if _, err := w.connect(w.pod, to, nil); err != nil {
+				w.t.Errorf("after Carry: %v", err)
+			}
+		})
+		if n["connect_carried"] != 1 { // the control
+			w.t.Errorf("counted %v", n)
+		}
+	})
+}
+
 // A pod with an address of one family only has no route to lo in the other: its
 // mark alone would not keep the connection inside.
 func TestOtherFamilyIsRefused(t *testing.T) {
@@ -265,6 +290,7 @@ func TestOtherFamilyIsRefused(t *testing.T) {
 	p, err := w.node.AddPod(t.Context(), cfg)
 	w.must(err)
 	w.must(p.Enrol())
+	w.must(p.Carry())
 	out := w.listen(w.outside, netip.MustParseAddrPort("[::]:8080"))
 	n := w.counted(func() {
 		if _, err := w.connect(w.pod, at(outside6, 8080), nil); !errors.Is(err, unix.ECONNREFUSED) {

@@ -445,9 +445,10 @@ func (p *Pod) Listen(s Slot, fd int) error {
 	return nil
 }
 
-// Enrol captures the pod's outgoing connections from now on. It refuses while
-// processes of the namespace live outside the cgroup that the hooks are attached
-// to: they would send plaintext, and nothing would say so.
+// Enrol captures the pod's outgoing connections from now on: what they have with the
+// mesh is refused until Carry. It fails while processes of the namespace live outside
+// the cgroup that the hooks are attached to: they would send plaintext, and nothing
+// would say so.
 func (p *Pod) Enrol() error {
 	out, err := Outsiders(p.n.cgroup, p.cfg.NS)
 	if err != nil {
@@ -456,7 +457,16 @@ func (p *Pod) Enrol() error {
 	if len(out) > 0 {
 		return fmt.Errorf("enrol pod %s: processes of its namespace live outside the cgroup %s, where connections are captured: %s: configure a cgroup that holds them", p.cfg.Name, p.n.cgroup, strings.Join(out, ", "))
 	}
-	if err := p.n.maps.Enrolled.Put(p.cfg.NS.Cookie(), p.addresses()); err != nil {
+	return p.enrolled(bpf.ConnectPod{})
+}
+
+// Carry has the pod's connections carried, once Probe has seen that they would be.
+func (p *Pod) Carry() error { return p.enrolled(p.addresses()) }
+
+// enrolled is the pod's entry for the hooks. One without an address is refused what
+// is to be carried, but for probes.
+func (p *Pod) enrolled(as bpf.ConnectPod) error {
+	if err := p.n.maps.Enrolled.Put(p.cfg.NS.Cookie(), as); err != nil {
 		return fmt.Errorf("enrol pod %s: %w", p.cfg.Name, full(err, p.n.maps.Enrolled, "pods on a node"))
 	}
 	return nil

@@ -157,6 +157,7 @@ func (w *world) start() {
 	}
 	w.open()
 	w.must(w.redirected.Enrol())
+	w.must(w.redirected.Carry())
 }
 
 // open fills the pod's slots.
