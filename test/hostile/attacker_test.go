@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,30 +27,12 @@ import (
 )
 
 // The attacker is this test's own binary in another process, in a pod's network
-// namespace. In life it is another machine. Here it has the processors when nobody
-// else wants them (SCHED_IDLE): it takes all that is left, and what is measured is
-// what the daemon does, not what the attacker takes from it. The same goes for the
+// namespace. In life it is another machine; here it has what of the processors the
+// daemons and the other pair leave (nice, in bench_test.go). The same goes for the
 // applications that it asks for.
 
 // environment tells the test's binary to be an attacker, or its applications.
 const environment = "CULVERT_HOSTILE"
-
-// yielding puts this process below all others. A thread has its class from the one
-// that made it, so the binary begins again with what is one thread's by then.
-func yielding() error {
-	attr, err := unix.SchedGetAttr(0, 0)
-	if err != nil {
-		return fmt.Errorf("read the scheduling class: %w", err)
-	}
-	if attr.Policy == unix.SCHED_IDLE {
-		return nil
-	}
-	runtime.LockOSThread()
-	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0); err != nil {
-		return fmt.Errorf("set the scheduling class: %w", err)
-	}
-	return fmt.Errorf("begin again: %w", unix.Exec("/proc/self/exe", os.Args, os.Environ()))
-}
 
 // order is what an attacker is told.
 type order struct {
@@ -87,10 +68,6 @@ type attacker struct {
 
 // attack is the main function of the other process.
 func attack(text string) int {
-	if err := yielding(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
 	var a attacker
 	if err := json.Unmarshal([]byte(text), &a.order); err != nil {
 		fmt.Fprintln(os.Stderr, err)

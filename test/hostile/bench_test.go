@@ -73,7 +73,7 @@ func newBench(t *testing.T, length time.Duration) *bench {
 		b.must(nice(d.PID(), elsewhere))
 		b.daemon = d
 	}
-	b.must(nice(b.daemon.PID(), here))
+	b.must(nice(b.daemon.PID(), attacked))
 	b.must(nice(os.Getpid(), elsewhere))
 	b.certificates()
 
@@ -161,10 +161,12 @@ func (b *bench) write(name string, svid *identity.SVID) [2]string {
 	return files
 }
 
-// The other pair's applications and the first node's daemon would be on machines of
-// their own: they run as soon as they have something to do. So what a request waits
-// for is the daemon that is attacked.
-const here, elsewhere = 0, -20
+// Who shares this machine's processors and would be on a machine of its own. The
+// attacker takes all that the others leave, and the other pair's applications and the
+// first node's daemon run as soon as they have something to do: what a request waits
+// for is the daemon that is attacked. A step of ten is nine times the weight, and less
+// for work that this machine may have besides.
+const attacking, attacked, elsewhere = 0, -10, -20
 
 // nice sets that of all threads of a process. A thread has it from the one that made
 // it; there may be new ones of some that were not seen yet, so it looks again.
@@ -200,7 +202,11 @@ func (b *bench) start(p *lab.Pod, o order, errs io.Writer) (*lab.Process, error)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), environment+"="+string(text), "GOMAXPROCS=2")
 	cmd.Stderr = errs
-	return p.Start(cmd)
+	started, err := p.Start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return started, nice(started.PID(), attacking)
 }
 
 // attack runs the attacker for a while from the pod that is not enrolled.

@@ -88,7 +88,7 @@ const hops = 3
 // two processors: the attacked daemon's loops and its handshakes share them with
 // what the kernel does for the attacker's packets. A request passes that daemon
 // twice, and may wait there for a turn of a loop, up to 0.7 ms, and for others.
-const noise = 3 * time.Millisecond
+const noise = 6 * time.Millisecond
 
 // bound is what the p99 may be during the attack: twice the quiet one, what a
 // machine that has other work meanwhile takes more of those without the mesh, for

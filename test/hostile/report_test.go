@@ -29,7 +29,7 @@ Made by %[1]smake soak%[1]s: each peer that breaks the rules for %[2]v at the fu
 
 %[3]s, Linux %[10]s, %[11]d CPUs, %[12]s. Commit %[4]s, %[5]s.
 
-The idle daemon had %.1[6]f MiB; a hostile peer may add %[7]d MiB. The p99 is that of 64 bytes and back, the best of the rounds that the time is divided into; it may be twice the quiet one and %[8]v. Attackers and their applications have the processors when nobody else wants them, as if they were other machines. The last column is the same between two pods without the mesh, at the same time: what the machine takes.
+The idle daemon had %.1[6]f MiB; a hostile peer may add %[7]d MiB. The p99 is that of 64 bytes and back, the best of the rounds that the time is divided into; it may be twice the quiet one and %[8]v. Attackers and their applications have what of the processors the daemons and the other pair leave, as if they were other machines. The last column is the same between two pods without the mesh, at the same time: what the machine takes.
 
 | kind | connections a second | frames a second | MB a second | MiB above idle | p99 quiet, ms | attacked, ms | without the mesh, ms |
 |---|---|---|---|---|---|---|---|
