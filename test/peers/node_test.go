@@ -3,6 +3,7 @@
 package peers
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -35,6 +36,7 @@ func nodeBinary(t *testing.T) string {
 // nodejs is a running node.js, the file beside this one.
 type nodejs struct {
 	*lab.Process
+	pod     *lab.Pod
 	version string
 	orders  io.Writer
 	said    string // the file of what it says
@@ -47,7 +49,7 @@ func startNode(e *env, binary string, p *lab.Pod, name string, config object) *n
 	e.must(err)
 	b, err := json.Marshal(config)
 	e.must(err)
-	n := &nodejs{said: filepath.Join(p.Node.Dir, "peer-node-"+name+".said.log")}
+	n := &nodejs{pod: p, said: filepath.Join(p.Node.Dir, "peer-node-"+name+".said.log")}
 	f, err := os.Create(n.said)
 	e.must(err)
 	defer f.Close() // the child has its own
@@ -114,40 +116,50 @@ var theirEnds = []string{"close", "goaway"}
 func (n *nodejs) sessionEnds(e *env, w *way, family int, drain func()) {
 	e.t.Helper()
 	n.is(e, "close") // what others have left
-	e.sessions(family, 0)
+	n.sessions(e, family, 0)
 	w.carries(e, family)
 	end := w.goesOn(e, family, drain)
-	e.sessions(family, 2) // one that drains, and another
+	n.sessions(e, family, 2) // one that drains, and another
 	end()
-	e.sessions(family, 1)
+	n.sessions(e, family, 1)
 }
 
 // sessions waits until so many sockets of our pod are connected from or to the
-// tunnel's port.
-func (e *env) sessions(family, want int) {
+// tunnel's port, with this pod.
+func (n *nodejs) sessions(e *env, family, want int) {
 	e.t.Helper()
 	table := map[int]string{4: "/proc/thread-self/net/tcp", 6: "/proc/thread-self/net/tcp6"}[family]
-	port := fmt.Sprintf(":%04X", hbonePort)
+	port, peer := fmt.Sprintf(":%04X", hbonePort), inProc(n.pod.Addr(family))
 	const established = "01"
-	e.must(lab.Until(e.ctx, fmt.Sprintf("our pod has %d sessions", want), func() error {
+	e.must(lab.Until(e.ctx, fmt.Sprintf("our pod has %d sessions with Node.js", want), func() error {
 		return e.ours.Do(func() error {
 			b, err := os.ReadFile(table)
 			if err != nil {
 				return err
 			}
-			n := 0
+			found := 0
 			for line := range strings.Lines(string(b)) {
 				f := strings.Fields(line) // number, local and remote address, state
-				if len(f) > 3 && f[3] == established && (strings.HasSuffix(f[1], port) || strings.HasSuffix(f[2], port)) {
-					n++
+				if len(f) > 3 && f[3] == established && strings.HasPrefix(f[2], peer+":") && (strings.HasSuffix(f[1], port) || strings.HasSuffix(f[2], port)) {
+					found++
 				}
 			}
-			if n != want {
-				return fmt.Errorf("it has %d", n)
+			if found != want {
+				return fmt.Errorf("it has %d", found)
 			}
 			return nil
 		})
 	}, soon()))
+}
+
+// inProc is an address as /proc/net/tcp has it: words of 32 bits, each as the machine
+// reads it.
+func inProc(a netip.Addr) string {
+	var text strings.Builder
+	for b := a.AsSlice(); len(b) > 0; b = b[4:] {
+		fmt.Fprintf(&text, "%08X", binary.NativeEndian.Uint32(b))
+	}
+	return text.String()
 }
 
 // TestNodeClient: Node.js as client of our server.
