@@ -59,7 +59,7 @@ func (e *env) keepAsking(from *lab.Pod, to netip.AddrPort, clients int, every ti
 		}
 	}
 	dial := func() (*net.TCPConn, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), patience())
+		ctx, cancel := context.WithTimeout(context.Background(), 2*patience())
 		defer cancel()
 		return from.Dial(ctx, to)
 	}
@@ -85,7 +85,7 @@ func (e *env) keepAsking(from *lab.Pod, to netip.AddrPort, clients int, every ti
 		e.must(err)
 		e.t.Cleanup(func() { c.Close() })
 		each(func() {
-			_ = c.SetDeadline(time.Now().Add(patience()))
+			_ = c.SetDeadline(time.Now().Add(2 * patience()))
 			if err := exchange(c, marker); err != nil {
 				fail(fmt.Errorf("on a connection that stays: %w", err))
 				return
@@ -99,7 +99,7 @@ func (e *env) keepAsking(from *lab.Pod, to netip.AddrPort, clients int, every ti
 				return
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(patience()))
+			_ = c.SetDeadline(time.Now().Add(2 * patience()))
 			if err := exchange(c, marker); err != nil {
 				fail(err)
 				return
