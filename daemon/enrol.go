@@ -52,8 +52,9 @@ type enrolment struct {
 	plaintext int // connections beside the tunnel that were still there at the end
 }
 
-// Enrol is pod.Enroller's. The order matters: the pod's certificate and
-// listeners are there before its first connection is captured.
+// Enrol is pod.Enroller's. The order matters: the pod's certificate and listeners
+// are there, and a probe has arrived, before its first connection is carried. From
+// its capture until then it is refused.
 func (e *enroller) Enrol(ctx context.Context, p pod.Pod) (_ pod.Enrolment, err error) {
 	e.sweeping.RLock()
 	defer e.sweeping.RUnlock()
