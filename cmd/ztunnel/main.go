@@ -55,7 +55,7 @@ over mutual TLS, with a certificate for each workload's identity. Istio's data p
 has the same name, and speaks the same protocol: "ztunnel version" says whose this is.
 
 "run" is the daemon. Most others ask it, over the socket in its run folder, which is
-root's; "config", "ca" and "version" need no daemon.`,
+root's; "check", "config", "ca" and "version" need no daemon.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
