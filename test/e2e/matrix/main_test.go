@@ -72,4 +72,46 @@ func TestOurTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Log(out.String())
+	f, err := os.Open("../MATRIX.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	rows, err := readMatrix(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		if r.status == "pass" && !isWritten(t, r.key()) {
+			t.Errorf("line %d: there is no %s", r.line, r.test)
+		}
+	}
+}
+
+// isWritten says whether the sources have a test's function.
+func isWritten(t *testing.T, k key) bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("..", "..", "..", strings.TrimPrefix(k.pkg, module), "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, _, _ := strings.Cut(k.test, "/")
+	for _, f := range files {
+		source, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(source), "\nfunc "+name+"(t *testing.T)") {
+			return true
+		}
+	}
+	return false
+}
+
+func TestWrittenTestsAreFound(t *testing.T) {
+	for test, want := range map[string]bool{"TestOurTable": true, "TestOurTable/part": true, "TestOurTabl": false, "TestNowhere": false} {
+		if got := isWritten(t, key{module + "test/e2e/matrix", test}); got != want {
+			t.Errorf("%s: %v", test, got)
+		}
+	}
 }
