@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -48,6 +49,10 @@ cleanup releases them.`,
 		if err := privilege.Reduce(); err != nil {
 			return fmt.Errorf("run data plane: %w", err)
 		}
+		// A crash ends by SIGABRT. Go's exit code for it is that of a wrong file,
+		// after which no service manager should start it again. There is no core
+		// file: its memory is not dumpable by now.
+		debug.SetTraceback("crash")
 		// A reader of the access log that goes away is an error of a write, and
 		// not the end of everybody's connections.
 		signal.Ignore(syscall.SIGPIPE)

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -41,6 +42,7 @@ func start(t *testing.T, bin, conf string, env ...string) (*exec.Cmd, string) {
 	for lines.Scan() {
 		fmt.Fprintln(&said, lines.Text())
 		if strings.Contains(lines.Text(), `"msg":"ready"`) {
+			go io.Copy(io.Discard, stderr) // nothing that it says later waits for a reader
 			return cmd, said.String()
 		}
 	}
@@ -104,6 +106,30 @@ func TestRunAndCleanup(t *testing.T) {
 	code, stdout, stderr = call(t, "cleanup", "--config", conf)
 	if code != exitOK || !strings.Contains(stdout, "nothing to clean up") {
 		t.Errorf("a second cleanup: exit code %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// TestCrash: it is no exit code, of which 2 would keep the unit from starting it again
+// (RestartPreventExitStatus=). SIGQUIT goes the way of a panic that nobody recovers
+// from. Needs root.
+func TestCrash(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root")
+	}
+	dir := files(t, map[string]string{
+		"config.yaml":    "runDir: run\nidentity: {ca: {dir: ca}}\nmetrics: {address: \"127.0.0.1:0\"}\n",
+		"workloads.yaml": "", "pods.yaml": "",
+	})
+	conf := filepath.Join(dir, "config.yaml")
+	bin := build(t)
+	t.Cleanup(func() { call(t, "cleanup", "--config", conf) })
+	cmd, _ := start(t, bin, conf)
+	if err := cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, cmd)
+	if how := cmd.ProcessState.Sys().(syscall.WaitStatus); how.Signal() != syscall.SIGABRT || how.CoreDump() {
+		t.Errorf("it ended with %v, want SIGABRT and no core", cmd.ProcessState)
 	}
 }
 
