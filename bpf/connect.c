@@ -166,7 +166,9 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct addre
 	}
 	d = decide(pod, dst);
 	if (d == DECISION_CONNECT_CARRIED || d == DECISION_CONNECT_PROBE)
-		d = is_served(cookie, dst) ? mark(ctx, ctx->sk, d) : DECISION_CONNECT_REFUSED_NO_LISTENER;
+		d = (pod->carried || d == DECISION_CONNECT_PROBE) && is_served(cookie, dst) ?
+			    mark(ctx, ctx->sk, d) :
+			    DECISION_CONNECT_REFUSED_NO_LISTENER;
 	switch (d) {
 	case DECISION_CONNECT_CARRIED:
 	case DECISION_CONNECT_PROBE:

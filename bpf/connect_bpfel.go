@@ -40,9 +40,10 @@ type ConnectPlainPort struct {
 }
 
 type ConnectPod struct {
-	_  structs.HostLayout
-	V4 ConnectAddress
-	V6 ConnectAddress
+	_       structs.HostLayout
+	V4      ConnectAddress
+	V6      ConnectAddress
+	Carried uint32
 }
 
 // Names of all BPF objects in the ELF.

@@ -143,6 +143,7 @@ struct address {
 struct pod {
 	struct address v4;
 	struct address v6;
+	__u32 carried; /* 0 until its probe has arrived: only probes are, then */
 };
 
 /* The family comes first, or ::/0 would be a prefix of every IPv4 address too. */

@@ -45,8 +45,8 @@ func loggedDecisions() map[string]decision {
 	return map[string]decision{
 		"connect_refused_unknown":     out(telemetry.ReasonUnknownDestination, "refused in connect(): the address is of the mesh, and no workload has it: add it to the workloads, or take its range out of mesh.cidrs"),
 		"connect_refused_destination": out(telemetry.ReasonNoEndpoint, "refused in connect(): nothing answers at this address now"),
-		"connect_refused_no_listener": out(telemetry.ReasonDraining, "refused in connect(): no ztunnel served the pod then"),
-		"connect_refused_no_address":  out(telemetry.ReasonUnreachable, "refused in connect(): the pod has no address of this family in the mesh: give it one, in the pods and the workloads file; or it is being enrolled (ztunnel pods)"),
+		"connect_refused_no_listener": out(telemetry.ReasonDraining, "refused in connect(): no ztunnel served the pod then, or it was being enrolled (`ztunnel pods`)"),
+		"connect_refused_no_address":  out(telemetry.ReasonUnreachable, "refused in connect(): the pod has no address of this family in the mesh: give it one, in the pods and the workloads file"),
 		"connect_refused_device":      out(telemetry.ReasonRefused, "refused in connect(): the socket is bound to a device, and cannot be released from it"),
 		"connect_refused_no_mark":     out(telemetry.ReasonRefused, "refused in connect(): the kernel did not let the socket be marked"),
 		"connect_refused_no_socket":   out(telemetry.ReasonRefused, "refused in connect(): the kernel did not tell the socket"),

@@ -253,7 +253,8 @@ func TestConnectionsAreRefused(t *testing.T) {
 }
 
 // A pod that is enrolled, and not seen to work yet, is refused what is to be carried,
-// also one that has been carried before; probes pass, and what is no concern of ours.
+// also one that has been carried before; probes pass, its own address, and what is no
+// concern of ours.
 func TestEnrolledIsRefusedUntilCarry(t *testing.T) {
 	both(t, func(w *world, f family) {
 		w.start()
@@ -263,6 +264,10 @@ func TestEnrolledIsRefusedUntilCarry(t *testing.T) {
 		w.listen(w.outside, netip.AddrPortFrom(f.outside, 8080))
 		if _, err := w.connect(w.pod, netip.AddrPortFrom(f.outside, 8080), nil); err != nil {
 			w.t.Errorf("beyond the mesh: %v", err)
+		}
+		w.listen(w.pod, netip.AddrPortFrom(f.pod, 8080))
+		if _, err := w.connect(w.pod, netip.AddrPortFrom(f.pod, 8080), nil); err != nil {
+			w.t.Errorf("to its own address: %v", err)
 		}
 		w.must(w.redirected.Probe(w.t.Context()))
 		w.must(w.redirected.Carry())

@@ -33,7 +33,7 @@ import (
 
 // layout is the version of what is pinned. A version with other maps takes
 // another number, and converts or refuses what it finds, but never misreads it.
-const layout = "v2"
+const layout = "v3"
 
 // Config says where things are.
 type Config struct {

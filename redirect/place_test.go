@@ -47,7 +47,7 @@ func TestOtherLayoutIsRefused(t *testing.T) {
 	w := newWorld(t)
 	w.start()
 	w.must(w.stop())
-	found, err := filepath.Glob(filepath.Join(w.cfg.BPFFS, "culvert/*/v2"))
+	found, err := filepath.Glob(filepath.Join(w.cfg.BPFFS, "culvert/*/v3"))
 	if err != nil || len(found) != 1 {
 		t.Fatalf("pins: %v, %v", found, err)
 	}

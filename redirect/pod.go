@@ -457,15 +457,18 @@ func (p *Pod) Enrol() error {
 	if len(out) > 0 {
 		return fmt.Errorf("enrol pod %s: processes of its namespace live outside the cgroup %s, where connections are captured: %s: configure a cgroup that holds them", p.cfg.Name, p.n.cgroup, strings.Join(out, ", "))
 	}
-	return p.enrolled(bpf.ConnectPod{})
+	return p.enrolled(false)
 }
 
 // Carry has the pod's connections carried, once Probe has seen that they would be.
-func (p *Pod) Carry() error { return p.enrolled(p.addresses()) }
+func (p *Pod) Carry() error { return p.enrolled(true) }
 
-// enrolled is the pod's entry for the hooks. One without an address is refused what
-// is to be carried, but for probes.
-func (p *Pod) enrolled(as bpf.ConnectPod) error {
+// enrolled writes the pod's entry for the hooks.
+func (p *Pod) enrolled(carried bool) error {
+	as := p.addresses()
+	if carried {
+		as.Carried = 1
+	}
 	if err := p.n.maps.Enrolled.Put(p.cfg.NS.Cookie(), as); err != nil {
 		return fmt.Errorf("enrol pod %s: %w", p.cfg.Name, full(err, p.n.maps.Enrolled, "pods on a node"))
 	}

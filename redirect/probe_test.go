@@ -99,7 +99,7 @@ func TestProbe(t *testing.T) {
 // detach takes what is pinned away, as nothing of ours would.
 func (w *world) detach(pin string) {
 	w.t.Helper()
-	pins, err := filepath.Glob(filepath.Join(w.cfg.BPFFS, "culvert/*/v2", pin))
+	pins, err := filepath.Glob(filepath.Join(w.cfg.BPFFS, "culvert/*/v3", pin))
 	if err != nil || len(pins) != 1 {
 		w.t.Fatalf("pins: %v, %v", pins, err)
 	}
