@@ -153,7 +153,7 @@ func (n *Node) isHooked() (bool, error) {
 	}
 	for line := range strings.Lines(string(data)) {
 		if at, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
-			return at == n.cgroup || strings.HasPrefix(at, n.cgroup+"/"), nil
+			return isBelow(at, n.cgroup), nil
 		}
 	}
 	return false, nil
