@@ -77,15 +77,22 @@ func effective(dir string, attach ebpf.AttachType) ([]ebpf.ProgramID, error) {
 		return nil, fmt.Errorf("look at the hooks' cgroup: %w", err)
 	}
 	defer f.Close()
-	found, err := link.QueryPrograms(link.QueryOptions{Target: int(f.Fd()), Attach: attach, QueryFlags: queryEffective})
+	found, err := query(link.QueryOptions{Target: int(f.Fd()), Attach: attach, QueryFlags: queryEffective})
 	if err != nil {
 		return nil, fmt.Errorf("look at the hooks of %s: %w", dir, err)
 	}
-	var out []ebpf.ProgramID
-	for _, p := range found.Programs {
-		out = append(out, p.ID)
+	return found, nil
+}
+
+func query(o link.QueryOptions) (ids []ebpf.ProgramID, err error) {
+	found, err := link.QueryPrograms(o)
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	for _, p := range found.Programs {
+		ids = append(ids, p.ID)
+	}
+	return ids, nil
 }
 
 // foreign names a program that is not Culvert's; one that has gone is no matter.

@@ -158,10 +158,7 @@ func (n *Node) load(cgroup string) error {
 		}
 		n.links = append(n.links, l)
 	}
-	if err := n.checkHooks(); err != nil {
-		return err
-	}
-	return nil
+	return n.checkHooks()
 }
 
 // attachCgroup attaches a program, in place of the one that a pinned link

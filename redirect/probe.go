@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -165,14 +165,12 @@ func (p *Pod) checkSteering() error {
 	if err != nil {
 		return err
 	}
-	found, err := link.QueryPrograms(link.QueryOptions{Target: p.cfg.NS.FD(), Attach: attachLookup})
+	found, err := lookups(p.cfg.NS)
 	if err != nil {
-		return fmt.Errorf("look at the namespace's lookup programs: %w", err)
+		return err
 	}
-	for _, prog := range found.Programs {
-		if prog.ID == id {
-			return nil
-		}
+	if slices.Contains(found, id) {
+		return nil
 	}
 	return errors.New("its lookup program is not attached to its namespace any more")
 }

@@ -95,12 +95,9 @@ func (p *Pod) lock(ctx context.Context) (locked bool, err error) {
 // one of ours. That of a process that has ended before it was pinned goes with
 // the process.
 func (p *Pod) checkRivals() error {
-	found, err := link.QueryPrograms(link.QueryOptions{Target: p.cfg.NS.FD(), Attach: attachLookup})
-	if err != nil {
-		return fmt.Errorf("look at the namespace's lookup programs: %w", err)
-	}
-	if len(found.Programs) == 0 {
-		return nil
+	found, err := lookups(p.cfg.NS)
+	if err != nil || len(found) == 0 {
+		return err
 	}
 	var own []ebpf.ProgramID
 	dirs := []string{p.dir}
@@ -115,14 +112,14 @@ func (p *Pod) checkRivals() error {
 			return err
 		}
 	}
-	for _, prog := range found.Programs {
-		if slices.Contains(own, prog.ID) {
+	for _, id := range found {
+		if slices.Contains(own, id) {
 			continue
 		}
-		if name, err := programName(prog.ID); err != nil || name != steerProgram {
+		if name, err := programName(id); err != nil || name != steerProgram {
 			continue // gone; or somebody else's, who steers other sockets
 		}
-		where := p.n.runDirOf(prog.ID)
+		where := p.n.runDirOf(id)
 		if where == "" {
 			where = "not known"
 		}
@@ -134,12 +131,12 @@ func (p *Pod) checkRivals() error {
 // LookupPrograms names the programs that choose the listeners of a namespace's
 // connections. enrolled says that one of them is Culvert's, whichever instance's.
 func LookupPrograms(ns *netns.NS) (foreign []string, enrolled bool, err error) {
-	found, err := link.QueryPrograms(link.QueryOptions{Target: ns.FD(), Attach: attachLookup})
+	found, err := lookups(ns)
 	if err != nil {
-		return nil, false, fmt.Errorf("look at the namespace's lookup programs: %w", err)
+		return nil, false, err
 	}
-	for _, prog := range found.Programs {
-		switch name, err := programName(prog.ID); {
+	for _, id := range found {
+		switch name, err := programName(id); {
 		case err != nil: // gone
 		case name == steerProgram:
 			enrolled = true
@@ -148,6 +145,15 @@ func LookupPrograms(ns *netns.NS) (foreign []string, enrolled bool, err error) {
 		}
 	}
 	return foreign, enrolled, nil
+}
+
+// lookups lists those programs, in their order.
+func lookups(ns *netns.NS) ([]ebpf.ProgramID, error) {
+	found, err := query(link.QueryOptions{Target: ns.FD(), Attach: attachLookup})
+	if err != nil {
+		return nil, fmt.Errorf("look at the namespace's lookup programs: %w", err)
+	}
+	return found, nil
 }
 
 func programName(id ebpf.ProgramID) (string, error) {
