@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -79,13 +80,17 @@ func sameFile(f *os.File, info os.FileInfo) bool {
 // ownBPFFS is mounted below the run directory where the usual place cannot be.
 const ownBPFFS = "bpf"
 
+// mountedBPFFS returns where bpffs is mounted, of the places that pins may be in:
+// the first is that of new ones.
+func mountedBPFFS(cfg Config) []string {
+	return slices.DeleteFunc([]string{cfg.BPFFS, filepath.Join(cfg.RunDir, ownBPFFS)}, func(path string) bool { return !isBPFFS(path) })
+}
+
 // instanceDirs returns where this instance's pins may be, of whatever layout.
 func instanceDirs(cfg Config) []string {
 	var out []string
-	for _, root := range []string{cfg.BPFFS, filepath.Join(cfg.RunDir, ownBPFFS)} {
-		if isBPFFS(root) {
-			out = append(out, filepath.Join(root, "culvert", instance(cfg.RunDir)))
-		}
+	for _, root := range mountedBPFFS(cfg) {
+		out = append(out, filepath.Join(root, "culvert", instance(cfg.RunDir)))
 	}
 	return out
 }
@@ -149,7 +154,9 @@ func otherLayouts(dir string) error {
 	return nil
 }
 
-const bpffsFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+func mountAt(path string) error {
+	return unix.Mount("bpf", path, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=700")
+}
 
 // ProbeBPFFS says where the pins are to be, and whether bpffs is mounted there.
 // Where it is not, it is mounted in a folder below in and taken away again: an
@@ -158,18 +165,15 @@ func ProbeBPFFS(cfg Config, in string) (path string, mounted bool, err error) {
 	if err := cfg.setDefaults(); err != nil {
 		return "", false, err
 	}
-	own := filepath.Join(cfg.RunDir, ownBPFFS)
-	for _, path := range []string{cfg.BPFFS, own} {
-		if isBPFFS(path) {
-			return path, true, nil
-		}
+	if found := mountedBPFFS(cfg); len(found) > 0 {
+		return found[0], true, nil
 	}
 	at, err := os.MkdirTemp(in, ".culvert-bpffs-")
 	if err != nil {
 		return "", false, fmt.Errorf("try to mount bpffs: %w", err)
 	}
 	defer os.Remove(at)
-	if err := unix.Mount("bpf", at, "bpf", bpffsFlags, "mode=700"); err != nil {
+	if err := mountAt(at); err != nil {
 		return "", false, fmt.Errorf("mount bpffs: %w", err)
 	}
 	if err := unix.Unmount(at, 0); err != nil {
@@ -178,16 +182,12 @@ func ProbeBPFFS(cfg Config, in string) (path string, mounted bool, err error) {
 	if info, err := os.Stat(cfg.BPFFS); err == nil && info.IsDir() {
 		return cfg.BPFFS, false, nil
 	}
-	return own, false, nil
+	return filepath.Join(cfg.RunDir, ownBPFFS), false, nil
 }
 
 func mountBPFFS(cfg Config) (string, error) {
-	if isBPFFS(cfg.BPFFS) {
-		return cfg.BPFFS, nil
-	}
-	own := filepath.Join(cfg.RunDir, ownBPFFS)
-	if isBPFFS(own) {
-		return own, nil
+	if found := mountedBPFFS(cfg); len(found) > 0 {
+		return found[0], nil
 	}
 	// Two daemons that start at once would mount one over the other, and the
 	// first one's pins would be out of sight. The lock is the mount point's.
@@ -197,16 +197,17 @@ func mountBPFFS(cfg Config) (string, error) {
 		if isBPFFS(cfg.BPFFS) {
 			return cfg.BPFFS, nil
 		}
-		err = unix.Mount("bpf", cfg.BPFFS, "bpf", bpffsFlags, "mode=700")
+		err = mountAt(cfg.BPFFS)
 	}
 	if err == nil {
 		cfg.Logger.Info("mounted bpffs, it stays", "path", cfg.BPFFS)
 		return cfg.BPFFS, nil
 	}
+	own := filepath.Join(cfg.RunDir, ownBPFFS)
 	if merr := os.MkdirAll(own, 0o700); merr != nil {
 		return "", fmt.Errorf("make bpffs mount point: %w", merr)
 	}
-	if merr := unix.Mount("bpf", own, "bpf", bpffsFlags, "mode=700"); merr != nil {
+	if merr := mountAt(own); merr != nil {
 		return "", fmt.Errorf("mount bpffs at %s: %w (nor at %s: %w)", own, merr, cfg.BPFFS, err)
 	}
 	cfg.Logger.Info("mounted bpffs", "path", own)
