@@ -37,7 +37,7 @@ func processChecks() []Check {
 			Name: "capabilities", run: capabilities, AtStart: true,
 			Why:     "programs, rules, marks, and entering pods' namespaces",
 			Without: "ztunnel does not start",
-			Mend:    "start it as root, with these capabilities in its bounding set, or as a privileged container",
+			Mend:    privilege.Mend,
 		},
 		{
 			Name: "descriptors", run: descriptors, AtStart: true,
@@ -138,22 +138,18 @@ func configuration(l *look) {
 
 func capabilities(l *look) {
 	missing, err := privilege.Missing()
-	if err != nil {
+	switch {
+	case err != nil:
 		l.fail("%v", err)
-		return
+	case missing != "":
+		l.fail("the process lacks %s", missing)
+	default:
+		var all []string
+		for _, c := range privilege.Needed() {
+			all = append(all, c.Name)
+		}
+		l.ok("%s", strings.Join(all, ", "))
 	}
-	var all, lacking []string
-	for _, c := range privilege.Needed() {
-		all = append(all, c.Name)
-	}
-	for _, c := range missing {
-		lacking = append(lacking, fmt.Sprintf("%s (for %s)", c.Name, c.Reason))
-	}
-	if len(lacking) > 0 {
-		l.fail("the process lacks %s", strings.Join(lacking, " and "))
-		return
-	}
-	l.ok("%s", strings.Join(all, ", "))
 }
 
 func descriptors(l *look) {

@@ -55,31 +55,21 @@ func (s capabilities) String() string {
 	return strings.Join(names, ", ")
 }
 
-// Missing are those of the needed capabilities that the calling thread has not.
-func Missing() ([]Capability, error) {
+// Mend is what helps where needed capabilities are missing.
+const Mend = "start it as root, with these capabilities in its bounding set, or as a privileged container"
+
+// Missing names those of the needed capabilities that the calling thread has not,
+// each with what it is for; "" for none.
+func Missing() (string, error) {
 	own, err := status("/proc/thread-self/status")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	var lacking []Capability
+	var lacking []string
 	for _, c := range Needed() {
 		if !own.effective.has(c.Number) {
-			lacking = append(lacking, c)
+			lacking = append(lacking, fmt.Sprintf("%s (for %s)", c.Name, c.Reason))
 		}
 	}
-	return lacking, nil
-}
-
-// Check names what the process lacks, with the mend. It is for the start: a daemon
-// that finds out later has pods that it cannot enrol.
-func Check() error {
-	lacking, err := Missing()
-	if err != nil || len(lacking) == 0 {
-		return err
-	}
-	var names []string
-	for _, c := range lacking {
-		names = append(names, fmt.Sprintf("%s (for %s)", c.Name, c.Reason))
-	}
-	return fmt.Errorf("the process lacks %s: start it as root, with these capabilities in its bounding set, or as a privileged container", strings.Join(names, " and "))
+	return strings.Join(lacking, " and "), nil
 }

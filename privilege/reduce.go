@@ -26,8 +26,13 @@ const reduced = "CULVERT_REDUCED"
 //
 // Its error names what is lacking, or what could not be taken away.
 func Reduce() error {
-	if err := Check(); err != nil {
+	// A daemon that finds out later has pods that it cannot enrol.
+	missing, err := Missing()
+	if err != nil {
 		return err
+	}
+	if missing != "" {
+		return fmt.Errorf("the process lacks %s: %s", missing, Mend)
 	}
 	again := os.Getenv(reduced) == strconv.Itoa(os.Getpid())
 	if err := os.Unsetenv(reduced); err != nil {
