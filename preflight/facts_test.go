@@ -71,23 +71,27 @@ func TestLacksThatCannotBeMade(t *testing.T) {
 				return netlink.RuleList(family)
 			}
 		}, Fail, "none for IPv6 (address family not supported", "CONFIG_IPV6_MULTIPLE_TABLES"},
+		{"rules that change while they are listed", "policy routing", func(f *facts) {
+			f.rules = func(int) ([]netlink.Rule, error) { return nil, netlink.ErrDumpInterrupted }
+		}, OK, "IPv4, IPv6", ""},
 		{"sockets cannot be ended", "socket diagnosis", func(f *facts) {
 			f.destroy = func(*netns.NS, sockdiag.Socket) error { return sockdiag.ErrNoDestroy }
 		}, Warn, "listed, not ended", "CONFIG_INET_DIAG_DESTROY"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m := newMachine(t)
+			m := newNode(t).machine()
 			tt.change(m.facts)
 			wants(t, Run(t.Context(), m), tt.check, tt.state, tt.detail, tt.mend)
 		})
 	}
 }
 
-func newMachine(t *testing.T) Machine {
-	t.Helper()
-	cfg, err := config.Load(filepath.Join(newNode(t).dir, "config.yaml"))
+// machine is what this process itself is to look at.
+func (n node) machine() Machine {
+	n.t.Helper()
+	cfg, err := config.Load(filepath.Join(n.dir, "config.yaml"))
 	if err != nil {
-		t.Fatal(err)
+		n.t.Fatal(err)
 	}
 	return Machine{Config: cfg, facts: realFacts()}
 }
@@ -103,7 +107,7 @@ func TestKernelLimits(t *testing.T) {
 
 // A look that is told to end does so, and takes away what it has put up.
 func TestRunEnds(t *testing.T) {
-	m := newMachine(t)
+	m := newNode(t).machine()
 	ctx, cancel := context.WithCancel(t.Context())
 	m.facts.rules = func(int) ([]netlink.Rule, error) { // in the middle
 		cancel()

@@ -54,9 +54,9 @@ func (m mesh) owns(rule string) bool {
 	return slices.Contains(m.rules, rule) || slices.ContainsFunc(m.prefixes, func(p string) bool { return strings.HasPrefix(rule, p) })
 }
 
-// rulesOf names the chains and tables of the packet filter, and the rules by mark,
-// of the calling thread's namespace.
-func rulesOf() ([]string, error) {
+// rulesOf names the chains and tables of the packet filter, and the rules by mark
+// that list gives, of the calling thread's namespace.
+func rulesOf(list func(family int) ([]netlink.Rule, error)) ([]string, error) {
 	out, err := nftChains()
 	if err != nil {
 		return nil, fmt.Errorf("list the chains of nftables: %w", err)
@@ -84,9 +84,12 @@ func rulesOf() ([]string, error) {
 		}
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := netlink.RuleList(family)
+		rules, err := list(family)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue // a kernel without them: the check of policy routing says so
+		}
 		if err != nil {
-			continue // another check's business
+			return nil, fmt.Errorf("list the rules: %w", err)
 		}
 		for _, r := range rules {
 			if r.Mark != 0 {

@@ -47,7 +47,7 @@ func TestOtherMeshes(t *testing.T) {
 			}
 			// They are seen, and are no matter.
 			do(t, ns, func() error {
-				found, err := rulesOf()
+				found, err := rulesOf(netlink.RuleList)
 				for _, want := range []string{"KUBE-SERVICES", "mark 0x111 to table 101", "DOCKER"} {
 					if !slices.Contains(found, want) {
 						t.Errorf("no %s in %v", want, found)
@@ -56,6 +56,29 @@ func TestOtherMeshes(t *testing.T) {
 				return err
 			})
 		})
+	}
+}
+
+// A pod whose rules cannot be listed as a whole is not said to have none; a kernel
+// without rules of IPv6 has none.
+func TestRulesThatCannotBeListed(t *testing.T) {
+	n, _ := withPod(t)
+	for _, tt := range []struct {
+		err          error
+		state        State
+		detail, mend string
+	}{
+		{netlink.ErrDumpInterrupted, Warn, "look at its rules: list the rules", "nft list ruleset"},
+		{unix.EAFNOSUPPORT, OK, "none in 1 pod", ""},
+	} {
+		m := n.machine()
+		m.facts.rules = func(family int) ([]netlink.Rule, error) {
+			if family == unix.AF_INET6 {
+				return nil, tt.err
+			}
+			return netlink.RuleList(family)
+		}
+		wants(t, Run(t.Context(), m), "other meshes", tt.state, tt.detail, tt.mend)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/redirect"
@@ -102,6 +103,9 @@ func policyRouting(l *look) {
 	for name, family := range families {
 		err := l.inside(func() error {
 			rules, err := l.facts.rules(family)
+			if errors.Is(err, netlink.ErrDumpInterrupted) {
+				return nil // somebody changes them: they are there
+			}
 			if err == nil && len(rules) == 0 {
 				err = errors.New("no rules")
 			}

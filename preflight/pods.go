@@ -121,7 +121,7 @@ func otherMeshes(l *look) {
 	before := len(l.found)
 	n, err := l.eachPod(func(p pod.Pod, ns *netns.NS) {
 		var found []string
-		if err := ns.Do(func() (err error) { found, err = rulesOf(); return err }); err != nil {
+		if err := ns.Do(func() (err error) { found, err = rulesOf(l.facts.rules); return err }); err != nil {
 			l.warn("%s: look at its rules: %v", p.Key(), err).mend("look at them by hand: `nsenter --net=%s nft list ruleset`", p.NetnsPath)
 			return
 		}
