@@ -4,8 +4,6 @@ package e2e
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -25,15 +23,10 @@ import (
 	"github.com/culvert-mesh/culvert/internal/lab"
 )
 
-// detach takes one of a node's hooks away, as nothing of Culvert's would.
-func (e *env) detach(n *lab.Node, hook string) {
+// detach takes one of a daemon's hooks away, as nothing of Culvert's would.
+func (e *env) detach(d *lab.Daemon, hook string) {
 	e.t.Helper()
-	sum := sha256.Sum256([]byte(n.RunDir()))
-	pins, err := filepath.Glob(filepath.Join("/sys/fs/bpf/culvert", hex.EncodeToString(sum[:6]), "*", hook))
-	if err != nil || len(pins) != 1 {
-		e.t.Fatalf("pins of %s: %v, %v", n.Name, pins, err)
-	}
-	l, err := link.LoadPinnedLink(pins[0], nil)
+	l, err := link.LoadPinnedLink(filepath.Join(e.pins(d), hook), nil)
 	e.must(err)
 	defer l.Close()
 	e.must(l.Detach())
@@ -76,7 +69,7 @@ func TestCarriedStaysCarried(t *testing.T) {
 		}
 
 		// The control: without the hook the option is set, and the bytes are on the wire.
-		e.detach(e.Nodes[0], "setsockopt")
+		e.detach(d[0], "setsockopt")
 		plain := e.wire(marker)
 		c = e.connect(from, app.Addr(family))
 		e.must(e.onSocket(from, c, unmark))
@@ -101,7 +94,7 @@ func TestUnknownDestinationIsLogged(t *testing.T) {
 		e.must(err)
 		plain, err := nobody.Echo(8080)
 		e.must(err)
-		e.detach(e.Nodes[0], fmt.Sprintf("connect%d", family))
+		e.detach(d[0], fmt.Sprintf("connect%d", family))
 		dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
 			cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, 0x53a) })
 			return errors.Join(err, cerr)
