@@ -5,7 +5,6 @@ package cli
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -45,19 +44,13 @@ func fit(text string, rows int) string {
 }
 
 // rows is the height of the terminal that w is; 0: not known.
-func rows(w io.Writer) (n int) {
-	f, ok := w.(*os.File)
-	if !ok {
+func rows(w io.Writer) int {
+	var size *unix.Winsize
+	if !control(w, func(fd int) (err error) {
+		size, err = unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+		return err
+	}) {
 		return 0
 	}
-	c, err := f.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	c.Control(func(fd uintptr) {
-		if size, err := unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
-			n = int(size.Row)
-		}
-	})
-	return n
+	return int(size.Row)
 }

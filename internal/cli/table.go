@@ -19,6 +19,15 @@ import (
 
 // IsTerminal reports whether w is a terminal.
 func IsTerminal(w io.Writer) bool {
+	return control(w, func(fd int) error {
+		_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		return err
+	})
+}
+
+// control asks the kernel about the descriptor of w, and reports whether w has one
+// and it was answered.
+func control(w io.Writer, ask func(fd int) error) bool {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false
@@ -27,12 +36,9 @@ func IsTerminal(w io.Writer) bool {
 	if err != nil {
 		return false
 	}
-	terminal := false
-	c.Control(func(fd uintptr) {
-		_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
-		terminal = err == nil
-	})
-	return terminal
+	answered := false
+	err = c.Control(func(fd uintptr) { answered = ask(int(fd)) == nil })
+	return err == nil && answered
 }
 
 // colours reports whether w shows colours (https://no-color.org).
