@@ -64,16 +64,23 @@ func TestTableShowsWhatIsNotPrintable(t *testing.T) {
 
 func TestScreenKeepsToItsRows(t *testing.T) {
 	for _, tt := range []struct {
-		rows int
-		want string
+		text          string
+		rows, columns int
+		want          string
 	}{
-		{0, "a\nb\nc\n"},
-		{4, "a\nb\nc\n"},
-		{3, "a\n… and 2 lines more\n"},
-		{1, "… and 3 lines more\n"},
+		{"a\nb\nc\n", 0, 80, "a\nb\nc\n"},
+		{"a\nb\nc\n", 4, 80, "a\nb\nc\n"},
+		{"a\nb\nc\n", 3, 80, "a\n… and 2 lines more\n"},
+		{"a\nb\nc\n", 1, 80, "… and 3 lines more\n"},
+		// Lines that are longer than a row: each of these takes two.
+		{"größe\nbbbbb\n", 5, 3, "größe\nbbbbb\n"},
+		{"größe\nbbbbb\n", 4, 3, "größe\n… and 1 lines more\n"},
+		{"größe\nbbbbb\n", 3, 3, "… and 2 lines more\n"},
+		{"größe\nbbbbb\n", 3, 5, "größe\nbbbbb\n"},
+		{"größe\nbbbbb\n", 3, 0, "größe\nbbbbb\n"},
 	} {
-		if got := fit("a\nb\nc\n", tt.rows); got != tt.want {
-			t.Errorf("in %d rows: %q, want %q", tt.rows, got, tt.want)
+		if got := fit(tt.text, tt.rows, tt.columns); got != tt.want {
+			t.Errorf("in %d rows of %d: %q, want %q", tt.rows, tt.columns, got, tt.want)
 		}
 	}
 	var b strings.Builder
