@@ -16,8 +16,24 @@ import (
 	"time"
 )
 
-// start runs the binary with no pods, waits until it says that it is ready, and
-// returns what it has said until then.
+// podless makes the files of a daemon with no pods, in a folder of its own, and the
+// binary. What the daemon leaves is cleaned up.
+func podless(t *testing.T, metrics string) (bin, dir, conf string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root")
+	}
+	dir = files(t, map[string]string{
+		"config.yaml":    fmt.Sprintf("runDir: run\nidentity: {ca: {dir: ca}}\nmetrics: {address: %q}\n", metrics),
+		"workloads.yaml": "", "pods.yaml": "",
+	})
+	conf = filepath.Join(dir, "config.yaml")
+	t.Cleanup(func() { call(t, "cleanup", "--config", conf) })
+	return build(t), dir, conf
+}
+
+// start runs the binary, waits until it says that it is ready, and returns what it
+// has said until then.
 func start(t *testing.T, bin, conf string, env ...string) (*exec.Cmd, string) {
 	t.Helper()
 	cmd := exec.Command(bin, "run", "--config", conf)
@@ -62,17 +78,7 @@ func wait(t *testing.T, cmd *exec.Cmd) int {
 // TestRunAndCleanup needs root: it attaches the hooks, with a run folder of its
 // own and no pod, so that nothing is captured.
 func TestRunAndCleanup(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("this test needs root")
-	}
-	dir := files(t, map[string]string{
-		"config.yaml":    "runDir: run\nidentity: {ca: {dir: ca}}\nmetrics: {address: \"127.0.0.1:0\"}\n",
-		"workloads.yaml": "", "pods.yaml": "",
-	})
-	conf := filepath.Join(dir, "config.yaml")
-	bin := build(t)
-	t.Cleanup(func() { call(t, "cleanup", "--config", conf) })
-
+	bin, dir, conf := podless(t, "127.0.0.1:0")
 	cmd, said := start(t, bin, conf)
 	for _, want := range []string{`"msg":"starting"`, conf, filepath.Join(dir, "run"), filepath.Join(dir, "pods.yaml"), "/culvert/", "net:["} {
 		if !strings.Contains(said, want) {
@@ -136,16 +142,7 @@ func TestCrash(t *testing.T) {
 // TestNotify: a service manager hears of the readiness, at a socket in the file
 // system or an abstract one. Needs root.
 func TestNotify(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("this test needs root")
-	}
-	dir := files(t, map[string]string{
-		"config.yaml":    "runDir: run\nidentity: {ca: {dir: ca}}\nmetrics: {address: \"127.0.0.1:0\"}\n",
-		"workloads.yaml": "", "pods.yaml": "",
-	})
-	conf := filepath.Join(dir, "config.yaml")
-	bin := build(t)
-	t.Cleanup(func() { call(t, "cleanup", "--config", conf) })
+	bin, dir, conf := podless(t, "127.0.0.1:0")
 	for _, name := range []string{filepath.Join(dir, "notify"), fmt.Sprintf("@culvert-test-%d", os.Getpid())} {
 		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 		if err != nil {
@@ -171,24 +168,15 @@ func TestNotify(t *testing.T) {
 }
 
 // TestMetricsAddressIsTaken: such a start leaves nothing behind, and names the
-// other daemon where it is one with the same files.
+// other daemon where it is one with the same files. Needs root.
 func TestMetricsAddressIsTaken(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("this test needs root")
-	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	dir := files(t, map[string]string{
-		"config.yaml":    fmt.Sprintf("runDir: run\nidentity: {ca: {dir: ca}}\nmetrics: {address: %q}\n", l.Addr()),
-		"workloads.yaml": "", "pods.yaml": "",
-	})
-	conf, run := filepath.Join(dir, "config.yaml"), filepath.Join(dir, "run")
-	bin := build(t)
-	t.Cleanup(func() { call(t, "cleanup", "--config", conf) })
-
+	bin, dir, conf := podless(t, l.Addr().String())
+	run := filepath.Join(dir, "run")
 	out, err := exec.CommandContext(t.Context(), bin, "run", "--config", conf).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "set metrics.address") {
 		t.Errorf("%v\n%s", err, out)
