@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,8 +39,18 @@ func files(t *testing.T, content map[string]string) string {
 
 // TestExitCodes: what they print is in testdata/*.txtar.
 func TestExitCodes(t *testing.T) {
-	dir := files(t, map[string]string{"config.yaml": "runDir: run\n", "bad.yaml": "node:\n  nam: x\n"})
+	dir := files(t, map[string]string{
+		"config.yaml": "runDir: run\n", "bad.yaml": "node:\n  nam: x\n",
+		"bad-files.yaml": "runDir: run\nidentity: {ca: {dir: ca}}\npods: {file: pods.yaml}\nworkloads: {file: none.yaml}\n",
+		"pods.yaml":      "pods:\n- name: web\n",
+	})
 	in := func(name string) string { return filepath.Join(dir, name) }
+	if code, _, stderr := call(t, "ca", "init", "--dir", in("root")); code != exitOK {
+		t.Fatal(stderr)
+	}
+	broken := answering(t, "/status", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "out of order", http.StatusInternalServerError)
+	})
 	for name, tt := range map[string]struct {
 		args []string
 		want int
@@ -47,6 +58,7 @@ func TestExitCodes(t *testing.T) {
 		"good":                    {[]string{"version"}, exitOK},
 		"nothing":                 {nil, exitOK},
 		"an unknown command":      {[]string{"runn"}, exitUsage},
+		"an unknown one of ca":    {[]string{"ca", "int"}, exitUsage},
 		"an unknown flag":         {[]string{"run", "--confg", "x"}, exitUsage},
 		"an argument too many":    {[]string{"version", "x"}, exitUsage},
 		"one that is not listed":  {[]string{"log-level", "loud"}, exitUsage},
@@ -55,11 +67,19 @@ func TestExitCodes(t *testing.T) {
 		"a form":                  {[]string{"status", "-o", "xml"}, exitUsage},
 		"an interval":             {[]string{"status", "--watch=1ms"}, exitUsage},
 		"a bad file":              {[]string{"config", "--config", in("bad.yaml")}, exitUsage},
+		"bad files that it names": {[]string{"config", "--check", "--config", in("bad-files.yaml")}, exitUsage},
+		"a bad file to run":       {[]string{"run", "--config", in("bad.yaml")}, exitUsage},
 		"a missing file":          {[]string{"run", "--config", in("none.yaml")}, exitUsage},
 		"a bad file of a cleanup": {[]string{"cleanup", "--config", in("bad.yaml")}, exitUsage},
+		"a cleanup without one":   {[]string{"cleanup", "--config", in("none.yaml")}, exitUsage},
+		"a bad file to ask by":    {[]string{"status", "--config", in("bad.yaml")}, exitUsage},
 		"no daemon":               {[]string{"status", "--config", in("config.yaml")}, exitFailure},
 		"no daemon to watch":      {[]string{"status", "--config", in("config.yaml"), "--watch"}, exitFailure},
+		"a broken daemon":         {[]string{"status", "--run-dir", broken}, exitFailure},
+		"one that knows it not":   {[]string{"workloads", "--run-dir", broken}, exitFailure},
 		"a trust domain":          {[]string{"ca", "init", "--dir", in("x"), "--trust-domain", "A b"}, exitUsage},
+		"an authority twice":      {[]string{"ca", "init", "--dir", in("root")}, exitFailure},
+		"no root to sign with":    {[]string{"ca", "intermediate", "--root", dir, "--out", in("n2")}, exitUsage},
 		"an empty folder":         {[]string{"ca", "inspect", "--dir", dir}, exitUsage},
 		"a report that is there":  {[]string{"bugreport", "--config", in("config.yaml"), "--out", in("bad.yaml")}, exitFailure},
 	} {
