@@ -4,18 +4,23 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/admin"
@@ -25,7 +30,7 @@ import (
 func answering(t *testing.T, path string, answer http.HandlerFunc) string {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := admin.Listen(t.Context(), filepath.Join(dir, "admin.sock"), admin.Mount{Pattern: "GET " + path, Handler: answer})
+	s, err := admin.Listen(t.Context(), filepath.Join(dir, "admin.sock"), admin.Mount{Pattern: path, Handler: answer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,6 +76,42 @@ func TestAskingUnprivileged(t *testing.T) {
 		if want := fmt.Sprintf("needs root, runs as user %d: use sudo", 65534); err == nil || !strings.Contains(string(out), want) {
 			t.Errorf("%v: no %q in\n%s", args, want, out)
 		}
+	}
+}
+
+// TestReportAsksAtOnce: a daemon that is stuck keeps a report no longer than one
+// answer may take. Here none of those that the report asks for comes before all are
+// asked for.
+func TestReportAsksAtOnce(t *testing.T) {
+	const asked = 8 // beside the profiler's; the status also for the configuration and the cgroup
+	var mu sync.Mutex
+	paths, all := map[string]bool{}, make(chan struct{})
+	dir := answering(t, "/", func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		if !paths[r.URL.Path] {
+			paths[r.URL.Path] = true
+			if len(paths) == asked {
+				close(all)
+			}
+		}
+		mu.Unlock()
+		select {
+		case <-all:
+			io.WriteString(w, "{}")
+		case <-r.Context().Done():
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	a := newAsker(&cobra.Command{})
+	*a.runDir = dir
+	if err := bugreport(ctx, io.Discard, a, "report"); err != nil {
+		t.Error(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(paths) != asked || ctx.Err() != nil {
+		t.Errorf("asked for %v until %v", slices.Sorted(maps.Keys(paths)), ctx.Err())
 	}
 }
 

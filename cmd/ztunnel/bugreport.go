@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -124,17 +125,25 @@ func bugreport(ctx context.Context, w io.Writer, a *asker, folder string) error 
 		}
 		return nil
 	}
+	// All at once: a daemon that is stuck, which is what some reports are about,
+	// has each of them wait for as long as an answer may take.
+	list := parts(a)
+	data, errs := make([][]byte, len(list)), make([]error, len(list))
+	var wg sync.WaitGroup
+	for i, p := range list {
+		wg.Go(func() { data[i], errs[i] = p.read(ctx) })
+	}
+	wg.Wait()
 	var lacks strings.Builder
-	for _, p := range parts(a) {
-		data, err := p.read(ctx)
-		switch {
+	for i, p := range list {
+		switch err := errs[i]; {
 		case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 			return err
 		case err != nil:
 			fmt.Fprintf(&lacks, "%s: %v\n", p.name, err)
 			continue
 		}
-		if err := add(p.name, data); err != nil {
+		if err := add(p.name, data[i]); err != nil {
 			return err
 		}
 	}
