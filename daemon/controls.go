@@ -30,6 +30,7 @@ type controls struct {
 	memoryLimit int64
 	started     time.Time
 	ready       *atomic.Bool
+	log         *slog.Logger
 	level       *slog.LevelVar
 	lines       *Lines
 	keeper      *pod.Keeper
@@ -120,9 +121,11 @@ func (c *controls) setLevel(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if before := c.level.Level(); before != level {
+	if before := levelName(c.level); before != asked.Level {
+		// By the lower of the two, or the one that shuts the log would not be in it.
+		c.level.Set(min(level, c.level.Level()))
+		c.log.Warn("log level changed by the admin socket, until the next start", "from", before, "to", asked.Level)
 		c.level.Set(level)
-		c.reports.log.Warn("log level changed by the admin socket, until the next start", "level", asked.Level, "before", strings.ToLower(before.String()))
 	}
 	c.serveLevel(w, r)
 }

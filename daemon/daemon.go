@@ -176,7 +176,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 
 	c := &controls{
 		cfg: cfg, version: opt.Version, cgroup: node.Cgroup(), memoryLimit: memory, started: started, ready: &ready,
-		level: opt.Level, lines: opt.Lines, keeper: keeper, reports: reports, store: decided.store, issuer: issuer,
+		log: log, level: opt.Level, lines: opt.Lines, keeper: keeper, reports: reports, store: decided.store, issuer: issuer,
 		trust: trusted, tunnel: tun, existing: beside, refusals: recorder.Refusals, metrics: scraped,
 	}
 	served, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"), c.mounts()...)
