@@ -28,6 +28,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/admin"
 	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/identity/ca"
 	"github.com/culvert-mesh/culvert/pod"
 	"github.com/culvert-mesh/culvert/pod/static"
@@ -171,7 +172,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		Logger:   log,
 	})
 	undo.add(keeper.Close)
-	metrics.Registry().MustRegister(podStates{keeper}, newPeerLimits(tun), newLoads(tun), newExpiries(keeper.Status, issuer.SVID))
+	metrics.Registry().MustRegister(podStates{keeper}, newPeerLimits(tun), newLoads(tun), newExpiries(keeper.Status, func(ctx context.Context, s pod.Status) *identity.SVID { return held(ctx, issuer, s) }))
 	reports = newReports(log, metrics.Registry(), "pods", "workloads", "policy", "trust", "ca")
 
 	c := &controls{

@@ -4,13 +4,13 @@ package daemon
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/identity/ca"
 	"github.com/culvert-mesh/culvert/pod"
 )
 
@@ -18,23 +18,31 @@ import (
 // are enrolled have been issued by then.
 const expiryWait = 500 * time.Millisecond
 
+// held is the SVID of a pod that is enrolled: one that is due is renewed, and one
+// that cannot be is told as it was, since that is when to look at it. nil: there is
+// none.
+func held(ctx context.Context, issuer *ca.Authority, s pod.Status) *identity.SVID {
+	if s.State != pod.Ready {
+		return nil
+	}
+	id := s.Pod.Identity()
+	if svid, err := issuer.SVID(ctx, id); err == nil {
+		return svid
+	}
+	return issuer.Last(id)
+}
+
 // expiries says when the certificates of this node's pods end, when it is scraped:
 // one series for each identity of a pod that is enrolled.
 type expiries struct {
 	pods         func() []pod.Status
-	svid         func(context.Context, spiffeid.ID) (*identity.SVID, error)
+	held         func(context.Context, pod.Status) *identity.SVID
 	leaf, issuer *prometheus.Desc
-
-	mu   sync.Mutex // guards last
-	last map[spiffeid.ID]ends
 }
 
-// ends is when a certificate ends, and the one that has signed it.
-type ends struct{ leaf, issuer time.Time }
-
-func newExpiries(pods func() []pod.Status, svid func(context.Context, spiffeid.ID) (*identity.SVID, error)) *expiries {
-	return &expiries{
-		pods: pods, svid: svid,
+func newExpiries(pods func() []pod.Status, held func(context.Context, pod.Status) *identity.SVID) expiries {
+	return expiries{
+		pods: pods, held: held,
 		leaf: prometheus.NewDesc("certificate_expiration_seconds",
 			"Time until the certificate of an enrolled pod's identity ends, in seconds; negative: it has ended. It is renewed at half its life.", []string{"identity"}, nil),
 		issuer: prometheus.NewDesc("culvert_issuer_expiration_seconds",
@@ -43,44 +51,30 @@ func newExpiries(pods func() []pod.Status, svid func(context.Context, spiffeid.I
 }
 
 // Describe is prometheus.Collector's.
-func (x *expiries) Describe(ch chan<- *prometheus.Desc) {
+func (x expiries) Describe(ch chan<- *prometheus.Desc) {
 	ch <- x.leaf
 	ch <- x.issuer
 }
 
 // Collect is prometheus.Collector's.
-func (x *expiries) Collect(ch chan<- prometheus.Metric) {
+func (x expiries) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), expiryWait)
 	defer cancel()
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	now, known := time.Now(), map[spiffeid.ID]ends{}
+	now, told := time.Now(), map[spiffeid.ID]bool{}
 	var first time.Time
 	for _, s := range x.pods() {
-		id := s.Pod.Identity()
-		if _, again := known[id]; again || s.State != pod.Ready {
+		svid := x.held(ctx, s)
+		if svid == nil || told[svid.ID] {
 			continue
 		}
-		end, ok := x.last[id]
-		// One that cannot be renewed is told as it was: that is when to look at it.
-		if svid, err := x.svid(ctx, id); err == nil {
-			end, ok = ends{leaf: svid.Leaf().NotAfter}, true
-			for _, c := range svid.Certificates[1:] {
-				if end.issuer.IsZero() || c.NotAfter.Before(end.issuer) {
-					end.issuer = c.NotAfter
-				}
+		told[svid.ID] = true
+		for _, c := range svid.Certificates[1:] {
+			if first.IsZero() || c.NotAfter.Before(first) {
+				first = c.NotAfter
 			}
 		}
-		if !ok {
-			continue
-		}
-		known[id] = end
-		if !end.issuer.IsZero() && (first.IsZero() || end.issuer.Before(first)) {
-			first = end.issuer
-		}
-		ch <- prometheus.MustNewConstMetric(x.leaf, prometheus.GaugeValue, end.leaf.Sub(now).Seconds(), id.String())
+		ch <- prometheus.MustNewConstMetric(x.leaf, prometheus.GaugeValue, svid.Leaf().NotAfter.Sub(now).Seconds(), svid.ID.String())
 	}
-	x.last = known
 	if !first.IsZero() {
 		ch <- prometheus.MustNewConstMetric(x.issuer, prometheus.GaugeValue, first.Sub(now).Seconds())
 	}

@@ -3,7 +3,6 @@
 package daemon
 
 import (
-	"context"
 	"maps"
 	"net/http"
 	"net/netip"
@@ -12,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/culvert-mesh/culvert/pod"
 	"github.com/culvert-mesh/culvert/privilege"
 )
 
@@ -72,25 +70,16 @@ func (c *controls) serveStatus(w http.ResponseWriter, r *http.Request) {
 		out.Modes = append(out.Modes, m.String())
 	}
 	for _, s := range c.keeper.Status() {
-		out.Pods = append(out.Pods, PodStatus{
+		p := PodStatus{
 			Pod: s.Pod.Key(), Identity: s.Pod.Identity().String(), Netns: s.Pod.NetnsPath, Addresses: s.Pod.Addresses,
-			State: s.State.String(), Since: s.Since, Failures: s.Failures, Reason: s.Reason, Expires: c.expiry(r.Context(), s),
-		})
+			State: s.State.String(), Since: s.Since, Failures: s.Failures, Reason: s.Reason,
+		}
+		if svid := held(r.Context(), c.issuer, s); svid != nil {
+			p.Expires = &svid.Leaf().NotAfter
+		}
+		out.Pods = append(out.Pods, p)
 	}
 	serveJSON(w, out)
-}
-
-// expiry is the end of the certificate that a pod has, which is issued by now.
-func (c *controls) expiry(ctx context.Context, s pod.Status) *time.Time {
-	if s.State != pod.Ready {
-		return nil
-	}
-	svid, err := c.issuer.SVID(ctx, s.Pod.Identity())
-	if err != nil {
-		return nil
-	}
-	end := svid.Leaf().NotAfter
-	return &end
 }
 
 func (r *reports) status() []FileStatus {

@@ -37,6 +37,20 @@ func (a *Authority) Certificates() identity.Certificates {
 	return out
 }
 
+// Last returns the SVID that was issued last for an identity, which may have ended;
+// nil: none is remembered.
+func (a *Authority) Last(id spiffeid.ID) *identity.SVID {
+	a.mu.Lock()
+	e := a.svids[id]
+	a.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.svid
+}
+
 // Folder is what an authority's folder holds, whether it can be used or not.
 type Folder struct {
 	identity.Certificates
