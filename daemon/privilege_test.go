@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,7 +45,9 @@ func TestMain(m *testing.M) {
 	}
 	cfg, err := config.Load(path)
 	if err == nil {
-		err = Run(context.Background(), cfg, Options{Logger: slog.New(slog.NewJSONHandler(os.Stdout, nil)), AccessLog: os.Stderr})
+		err = Run(context.Background(), cfg, Options{
+			Logger: slog.New(slog.NewJSONHandler(os.Stdout, nil)), Level: &slog.LevelVar{}, Lines: &Lines{}, AccessLog: os.Stderr,
+		})
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(map[string]string{"msg": "ended", "err": fmt.Sprint(err)})
 	os.Exit(1)
@@ -67,7 +71,7 @@ func TestEachCapabilityIsNeeded(t *testing.T) {
 	path := filepath.Join("/proc", fmt.Sprint(app.Process.Pid), "ns/net")
 
 	for _, without := range append([]privilege.Capability{{}}, privilege.Needed()...) {
-		t.Run(or(without.Name, "control"), func(t *testing.T) {
+		t.Run(cmp.Or(without.Name, "control"), func(t *testing.T) {
 			dir := t.TempDir()
 			for name, text := range map[string]string{
 				"config.yaml":    fmt.Sprintf("runDir: run\ncgroup: %s\nidentity: {ca: {dir: ca}}\nmetrics: {address: \"127.0.0.1:0\"}\n", cgroup),
@@ -111,20 +115,8 @@ func TestEachCapabilityIsNeeded(t *testing.T) {
 	}
 }
 
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
-}
-
 func isNeeded(number uint) bool {
-	for _, c := range privilege.Needed() {
-		if c.Number == number {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(privilege.Needed(), func(c privilege.Capability) bool { return c.Number == number })
 }
 
 // untilReady reads the daemon's log until it has tried its pods, or has ended. It

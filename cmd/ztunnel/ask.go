@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -234,12 +235,7 @@ func namedNetns() bool {
 }
 
 // or is text, or what stands for nothing in a table.
-func or(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
-}
+func or(text string) string { return cmp.Or(text, "-") }
 
 // oneLine keeps a table's row together.
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

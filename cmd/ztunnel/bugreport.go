@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/config"
 	"github.com/culvert-mesh/culvert/daemon"
 	"github.com/culvert-mesh/culvert/redirect"
 )
@@ -94,7 +95,7 @@ func parts(a *asker) []part {
 			if a.get(ctx, "/status", &s) == nil && s.Config != "" {
 				path = s.Config
 			}
-			c, err := loadConfig(path)
+			c, err := config.Load(path)
 			if err != nil {
 				return nil, err
 			}

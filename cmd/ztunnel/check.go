@@ -39,7 +39,7 @@ also with warnings (!), and 1 where something does (✗).`,
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		var m preflight.Machine
-		m.Config, m.ConfigErr = loadConfig(*a.config)
+		m.Config, m.ConfigErr = config.Load(*a.config)
 		if m.ConfigErr != nil {
 			m.Config = config.Default(filepath.Dir(*a.config))
 		}

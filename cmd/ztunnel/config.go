@@ -21,10 +21,6 @@ func configFlag(cmd *cobra.Command) *string {
 	return cmd.Flags().StringP("config", "c", defaultConfig, "the configuration `file`")
 }
 
-func loadConfig(path string) (*config.Config, error) {
-	return config.Load(path)
-}
-
 func configCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
@@ -39,7 +35,7 @@ Nothing is started or changed.`,
 	path := configFlag(cmd)
 	check := cmd.Flags().Bool("check", false, "read the workloads, pods, policy and trust files and the authority's folder too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := loadConfig(*path)
+		c, err := config.Load(*path)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/culvert-mesh/culvert/config"
 	"github.com/culvert-mesh/culvert/daemon"
 	"github.com/culvert-mesh/culvert/privilege"
 	"github.com/culvert-mesh/culvert/telemetry"
@@ -39,7 +40,7 @@ cleanup releases them.`,
 	}
 	path := configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := loadConfig(*path)
+		c, err := config.Load(*path)
 		if err != nil {
 			return err
 		}
