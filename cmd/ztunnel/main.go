@@ -55,7 +55,8 @@ over mutual TLS, with a certificate for each workload's identity. Istio's data p
 has the same name, and speaks the same protocol: "ztunnel version" says whose this is.
 
 "run" is the daemon. Most others ask it, over the socket in its run folder, which is
-root's; "check", "config", "ca" and "version" need no daemon.`,
+root's; "check", "config", "ca", "version" and "completion" need no daemon, "cleanup"
+wants none, and "bugreport" makes do without one.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
