@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -83,12 +84,7 @@ func Trees(all Certificates, now time.Time, denied func(*x509.Certificate, spiff
 		t.Problems = append(t.Problems, fmt.Sprintf("its issuer is not known: %s", t.cert.Issuer))
 		top = append(top, t)
 	}
-	domains := make([]spiffeid.TrustDomain, 0, len(all.Roots))
-	for td := range all.Roots {
-		domains = append(domains, td)
-	}
-	slices.SortFunc(domains, spiffeid.TrustDomain.Compare)
-	for _, td := range domains {
+	for _, td := range slices.SortedFunc(maps.Keys(all.Roots), spiffeid.TrustDomain.Compare) {
 		for _, c := range all.Roots[td] {
 			signers = append(signers, node("root", c, td))
 		}

@@ -5,6 +5,7 @@ package ca
 import (
 	"cmp"
 	"crypto/x509"
+	"maps"
 	"path/filepath"
 	"slices"
 
@@ -21,10 +22,7 @@ func (a *Authority) Certificates() identity.Certificates {
 	for td, b := range a.bundles {
 		out.Roots[td] = b.X509Authorities()
 	}
-	entries := make([]*entry, 0, len(a.svids))
-	for _, e := range a.svids {
-		entries = append(entries, e)
-	}
+	entries := slices.Collect(maps.Values(a.svids))
 	a.mu.Unlock()
 	for _, e := range entries {
 		e.mu.Lock()
