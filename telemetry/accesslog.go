@@ -3,13 +3,11 @@
 package telemetry
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,8 +27,6 @@ const (
 	// gather is how long the writer lets lines come together: what bounds its
 	// wake-ups, which would otherwise cost an event loop one futex a line.
 	gather = 20 * time.Millisecond
-	// closeWait is how long Close waits for a writer that takes nothing.
-	closeWait = 2 * time.Second
 )
 
 // AccessLogConfig says where lines go.
@@ -49,7 +45,7 @@ type AccessLogConfig struct {
 // AccessLog writes one line for each connection that has ended. It never blocks
 // who records: when the queue is full, a line is dropped and counted.
 type AccessLog struct {
-	writer io.Writer
+	out    lineWriter
 	line   func(b []byte, c *Connection) []byte
 	queue  int
 	logger *slog.Logger
@@ -64,11 +60,6 @@ type AccessLog struct {
 	hurry chan struct{} // it is half full
 	done  chan struct{} // closed by Close
 	ended chan struct{} // closed when the writer has ended
-
-	torn []byte // the rest of a line; of the writer's goroutine
-
-	written atomic.Uint64
-	dropped atomic.Uint64
 
 	close    sync.Once
 	closeErr error
@@ -86,7 +77,7 @@ func NewAccessLog(c AccessLogConfig) (*AccessLog, error) {
 		return nil, errors.New("open access log: no writer")
 	}
 	l := &AccessLog{
-		writer: c.Writer,
+		out:    lineWriter{writer: c.Writer},
 		queue:  c.Queue,
 		logger: c.Logger,
 		wake:   make(chan struct{}, 1),
@@ -120,7 +111,7 @@ func (l *AccessLog) Record(c *Connection) {
 	l.mu.Lock()
 	if l.closed || l.waiting >= l.queue {
 		l.mu.Unlock()
-		l.dropped.Add(1)
+		l.out.dropped.Add(1)
 		return
 	}
 	n := len(l.pending)
@@ -161,11 +152,11 @@ func signal(c chan struct{}) {
 }
 
 // Written counts the lines that the writer has taken.
-func (l *AccessLog) Written() uint64 { return l.written.Load() }
+func (l *AccessLog) Written() uint64 { return l.out.written.Load() }
 
 // Dropped counts the lines that are lost: the queue was full, the writer gave an
 // error, or the log was closed.
-func (l *AccessLog) Dropped() uint64 { return l.dropped.Load() }
+func (l *AccessLog) Dropped() uint64 { return l.out.dropped.Load() }
 
 // Waiting is how many lines are queued, those that are being written among them.
 func (l *AccessLog) Waiting() int {
@@ -183,21 +174,8 @@ func (l *AccessLog) Close() error {
 		l.closed = true
 		l.mu.Unlock()
 		close(l.done)
-		timer := time.NewTimer(closeWait)
-		defer timer.Stop()
-		for before := l.Written(); ; {
-			select {
-			case <-l.ended:
-				return
-			case <-timer.C:
-			}
-			now := l.Written()
-			if now == before {
-				l.closeErr = fmt.Errorf("close access log: its writer has taken nothing for %s; %d lines are lost", closeWait, l.Waiting())
-				return
-			}
-			before = now
-			timer.Reset(closeWait)
+		if !l.out.drained(l.ended) {
+			l.closeErr = fmt.Errorf("close access log: its writer has taken nothing for %s; %d lines are lost", closeWait, l.Waiting())
 		}
 	})
 	return l.closeErr
@@ -210,11 +188,7 @@ func (l *AccessLog) run() {
 	timer.Stop()
 	buf := make([]byte, 0, 4<<10)
 	failing := false
-	defer func() {
-		if len(l.torn) > 0 {
-			l.dropped.Add(1)
-		}
-	}()
+	defer l.out.end()
 	for closing := false; !closing; {
 		select {
 		case <-l.wake:
@@ -271,34 +245,13 @@ func (l *AccessLog) release(c *chunk) {
 }
 
 // write hands lines to the writer, and tells the logger of the first of several
-// failures. Of a line that a full disk has torn the rest is kept, to be written
-// before the next one.
+// failures.
 func (l *AccessLog) write(b []byte, failing bool) bool {
-	var n int
-	var err error
-	if len(l.torn) > 0 {
-		n, err = l.writer.Write(l.torn)
-		if l.torn = l.torn[n:]; err == nil {
-			l.written.Add(1)
-		}
-	}
-	if err == nil {
-		n, err = l.writer.Write(b)
-		l.written.Add(lines(b[:n]))
-		if n > 0 && b[n-1] != '\n' {
-			end := n + bytes.IndexByte(b[n:], '\n') + 1
-			l.torn, n = bytes.Clone(b[n:end]), end
-		}
-		b = b[n:]
-	}
-	if err == nil {
-		return false
-	}
-	l.dropped.Add(lines(b))
-	if !failing && l.logger != nil {
+	err := l.out.write(b)
+	if err != nil && !failing && l.logger != nil {
 		l.logger.Warn("access log cannot be written; lines are dropped until it can", "error", err)
 	}
-	return true
+	return err != nil
 }
 
 // IsTerminal says whether w is a terminal.

@@ -234,48 +234,6 @@ func TestAWriterThatFailsIsNamedOnceAndItsLinesAreCounted(t *testing.T) {
 	})
 }
 
-// full is a disk that has so many bytes left.
-type full struct {
-	left int
-	bytes.Buffer
-}
-
-func (f *full) Write(p []byte) (int, error) {
-	n, _ := f.Buffer.Write(p[:min(len(p), f.left)])
-	f.left -= n
-	if n < len(p) {
-		return n, errors.New("no space left on device")
-	}
-	return n, nil
-}
-
-// A disk that fills up within a line tears no line: there is room again, and it is
-// ended. What is written and what is counted agree at each length.
-func TestAFullDiskTearsNoLine(t *testing.T) {
-	c := sample()
-	line := len(appendJSON(nil, &c))
-	for left := range 3*line + 1 {
-		w := &full{left: left}
-		l := &AccessLog{writer: w, line: appendJSON}
-		three := appendJSON(appendJSON(appendJSON(nil, &c), &c), &c)
-		failing := l.write(three, false)
-		if failing != (left < len(three)) {
-			t.Fatalf("%d bytes are left: failing %v", left, failing)
-		}
-		w.left = 2
-		l.write(three, true)
-		w.left = 10 * line
-		l.write(three[:line], true)
-		whole := strings.Repeat(string(three[:line]), int(l.Written()))
-		if w.String() != whole {
-			t.Fatalf("%d bytes are left, %d lines are counted, and written is\n%s", left, l.Written(), &w.Buffer)
-		}
-		if n := l.Written() + l.Dropped(); n != 7 {
-			t.Fatalf("%d bytes are left: %d lines are accounted for, of 7", left, n)
-		}
-	}
-}
-
 func TestNewAccessLogRefuses(t *testing.T) {
 	if _, err := NewAccessLog(AccessLogConfig{}); err == nil {
 		t.Error("no writer is taken")

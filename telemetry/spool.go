@@ -3,12 +3,9 @@
 package telemetry
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"sync"
-	"sync/atomic"
-	"time"
 )
 
 // maxSpool is how many bytes of lines wait for a slow reader; as many again may be
@@ -20,7 +17,7 @@ const maxSpool = 1 << 20
 // that they carry. Lines beyond maxSpool are dropped and counted. Each Write is to
 // be a whole line, or several. Safe for concurrent use; Close ends its goroutine.
 type Spool struct {
-	writer io.Writer
+	out lineWriter
 
 	mu      sync.Mutex
 	waiting []byte // guarded by mu
@@ -30,16 +27,13 @@ type Spool struct {
 	done  chan struct{} // closed by Close
 	ended chan struct{} // closed when the writer has ended
 
-	taken   atomic.Uint64 // bytes that the writer has taken
-	dropped atomic.Uint64
-
 	close    sync.Once
 	closeErr error
 }
 
 // NewSpool starts the goroutine that writes.
 func NewSpool(w io.Writer) *Spool {
-	s := &Spool{writer: w, wake: make(chan struct{}, 1), done: make(chan struct{}), ended: make(chan struct{})}
+	s := &Spool{out: lineWriter{writer: w}, wake: make(chan struct{}, 1), done: make(chan struct{}), ended: make(chan struct{})}
 	go s.run()
 	return s
 }
@@ -53,7 +47,7 @@ func (s *Spool) Write(p []byte) (int, error) {
 	}
 	s.mu.Unlock()
 	if full {
-		s.dropped.Add(lines(p))
+		s.out.dropped.Add(lines(p))
 	} else {
 		signal(s.wake)
 	}
@@ -62,10 +56,11 @@ func (s *Spool) Write(p []byte) (int, error) {
 
 // Dropped counts the lines that are lost: there was no room, the writer gave an
 // error, or the spool was closed.
-func (s *Spool) Dropped() uint64 { return s.dropped.Load() }
+func (s *Spool) Dropped() uint64 { return s.out.dropped.Load() }
 
 func (s *Spool) run() {
 	defer close(s.ended)
+	defer s.out.end()
 	var p []byte
 	for closing := false; !closing; {
 		select {
@@ -79,11 +74,7 @@ func (s *Spool) run() {
 		if len(p) == 0 {
 			continue
 		}
-		n, err := s.writer.Write(p)
-		if err != nil {
-			s.dropped.Add(lines(p[n:]))
-		}
-		s.taken.Add(uint64(len(p)))
+		_ = s.out.write(p) // what is lost is counted: there is no other log to tell
 		if cap(p) > 2*writeSize {
 			p = nil
 		}
@@ -98,24 +89,9 @@ func (s *Spool) Close() error {
 		s.closed = true
 		s.mu.Unlock()
 		close(s.done)
-		timer := time.NewTimer(closeWait)
-		defer timer.Stop()
-		for before := s.taken.Load(); ; {
-			select {
-			case <-s.ended:
-				return
-			case <-timer.C:
-			}
-			now := s.taken.Load()
-			if now == before {
-				s.closeErr = fmt.Errorf("close log: its writer has taken nothing for %s", closeWait)
-				return
-			}
-			before = now
-			timer.Reset(closeWait)
+		if !s.out.drained(s.ended) {
+			s.closeErr = fmt.Errorf("close log: its writer has taken nothing for %s", closeWait)
 		}
 	})
 	return s.closeErr
 }
-
-func lines(p []byte) uint64 { return uint64(bytes.Count(p, []byte("\n"))) }

@@ -81,3 +81,21 @@ func TestASpoolsErrorsAreCounted(t *testing.T) {
 		t.Errorf("%d are dropped, want 2", s.Dropped())
 	}
 }
+
+// A disk that fills up within a line of the log, and has room again, tears none.
+func TestASpoolTearsNoLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &full{left: len("one\ntw")}
+		s := NewSpool(w)
+		_, _ = s.Write([]byte("one\ntwo\nthree\n"))
+		synctest.Wait()
+		w.left = 100
+		_, _ = s.Write([]byte("four\n"))
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if w.String() != "one\ntwo\nfour\n" || s.Dropped() != 1 {
+			t.Errorf("%d are dropped, and written is %q", s.Dropped(), w)
+		}
+	})
+}
