@@ -20,10 +20,7 @@ func (r *Recorder) Opened(c *Connection) Flow {
 
 // Closed counts and logs a connection that has ended; see Metrics.Closed.
 func (r *Recorder) Closed(f *Flow, c *Connection) {
-	if r == nil {
-		return
-	}
-	if r.Metrics != nil {
+	if r != nil && r.Metrics != nil {
 		r.Metrics.Closed(f, c)
 	}
 	r.Told(c)
@@ -31,6 +28,9 @@ func (r *Recorder) Closed(f *Flow, c *Connection) {
 
 // Told logs a connection that is counted elsewhere: what the kernel has decided.
 func (r *Recorder) Told(c *Connection) {
+	if r == nil {
+		return
+	}
 	if r.Log != nil {
 		r.Log.Record(c)
 	}
