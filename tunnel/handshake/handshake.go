@@ -95,14 +95,14 @@ func shake(ctx context.Context, c net.Conn, cfg Config, client bool) (*Result, e
 	}
 	s := &side{cfg: cfg, client: client, conn: conn{Conn: c, turn: cfg.Turn}}
 	defer s.keys.wipe()
-	if cfg.Turn != nil {
-		cfg.Turn.Lock()
-		defer cfg.Turn.Unlock()
-	}
 
 	start := time.Now()
 	if err := c.SetDeadline(start.Add(cfg.Timeout)); err != nil {
 		return nil, fmt.Errorf("set handshake deadline: %w", err)
+	}
+	if cfg.Turn != nil { // it is waited for in the handshake's own time
+		cfg.Turn.Lock()
+		defer cfg.Turn.Unlock()
 	}
 	// HandshakeContext would close c when ctx ends, and c is not ours.
 	interrupted := make(chan struct{})

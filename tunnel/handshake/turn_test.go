@@ -3,11 +3,18 @@
 package handshake
 
 import (
+	"context"
 	"crypto"
+	"errors"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/culvert-mesh/culvert/identity"
 )
 
 // witness is a key that looks whether a turn is held when it signs.
@@ -49,4 +56,38 @@ func TestTurn(t *testing.T) {
 	if !turn.TryLock() {
 		t.Error("the turn is held after the end")
 	}
+}
+
+// queue is a turn, for which a bubble's time goes on while it is waited for: for a
+// mutex it does not.
+type queue chan struct{}
+
+func (q queue) Lock()   { q <- struct{}{} }
+func (q queue) Unlock() { <-q }
+
+// The wait for a turn is of the handshake's time: who had none before that was over
+// has given the peer up, as the peer has, and computes nothing for it.
+func TestTurnsComeOutOfTheTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t, meshTD)
+		for name, shake := range map[string]func(context.Context, net.Conn, Config) (*Result, error){"client": Client, "server": Server} {
+			turn := make(queue, 1)
+			turn.Lock()
+			c, peer := net.Pipe()
+			cfg := map[string]Config{"client": a.client(), "server": a.server()}[name]
+			cfg.Turn, cfg.Timeout = turn, time.Second
+			begun := time.Now()
+			time.AfterFunc(cfg.Timeout, turn.Unlock)
+			_, err := shake(t.Context(), c, cfg)
+			var f *identity.Failure
+			if !errors.As(err, &f) || f.Reason != identity.ReasonTimeout {
+				t.Errorf("%s: %v, want a timeout", name, err)
+			}
+			if took := time.Since(begun); took != cfg.Timeout {
+				t.Errorf("%s: it took %v, want %v", name, took, cfg.Timeout)
+			}
+			c.Close()
+			peer.Close()
+		}
+	})
 }
