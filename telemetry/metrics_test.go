@@ -203,8 +203,8 @@ func count(c prometheus.Collector) int {
 	return len(ch)
 }
 
-// Where there is no room, those make some that had no connection for long. One
-// that is open is never taken away.
+// Where there is no room, those make some that had no connection for long, some at a
+// time. One that is open is never taken away.
 func TestSeriesOfTheGoneMakeRoom(t *testing.T) {
 	m := testMetrics(t)
 	old := sample()
@@ -227,8 +227,19 @@ func TestSeriesOfTheGoneMakeRoom(t *testing.T) {
 	late.Start = late.Start.Add(idleSeries)
 	late.Src.Workload = "new"
 	f := m.Opened(&late)
-	if got := count(m.traffic.opened); got != 3 {
-		t.Errorf("%d series after the time, want that of the open connection, the new one, and that for the rest", got)
+	if got, want := count(m.traffic.opened), maxSeries+1-sweepShare+1; got != want {
+		t.Errorf("%d series after the time, want %d: a share of the old ones has gone", got, want)
+	}
+	for i := range maxSeries - 3 { // all but the open one, the new one, and that for the rest
+		late.Src.Workload = fmt.Sprint("new-", i)
+		m.Opened(&late)
+	}
+	if got := count(m.traffic.opened); got != maxSeries {
+		t.Errorf("%d series after as many new ones, want %d", got, maxSeries)
+	}
+	other := m.traffic.opened.WithLabelValues("source", "other", "other", "unknown", "other", "other", "unknown", "mutual_tls")
+	if got := testutil.ToFloat64(other); got != 1 {
+		t.Errorf("%v connections are among the rest, want the one that came too soon", got)
 	}
 	if got := testutil.ToFloat64(f.series.opened); got != 1 {
 		t.Errorf("the new one has %v connections", got)

@@ -19,8 +19,11 @@ const (
 	// as many pairs as there may be. To a reader that is a counter which starts
 	// again: the pods of last month do not push those of today into "other".
 	idleSeries = time.Hour
-	// sweepEvery is how often those are looked for.
+	// sweepEvery is how often those are looked for where there were no more.
 	sweepEvery = time.Minute
+	// sweepShare is how many of them are dropped at once, some 3 us each: event
+	// loops wait for it.
+	sweepShare = 64
 )
 
 // labels of the traffic counters: those of Istio's that are known here.
@@ -135,22 +138,28 @@ func (t *traffic) add(p pair, now time.Time) *series {
 	return s
 }
 
-// sweep drops the series of pairs that were not used lately. The caller holds mu.
+// sweep drops some of the series of pairs that were not used lately. The caller
+// holds mu.
 func (t *traffic) sweep(now time.Time) {
 	if now.Sub(t.swept) < sweepEvery {
 		return
 	}
-	t.swept = now
 	old := now.Add(-idleSeries).UnixNano()
+	dropped := 0
 	for p, s := range t.known {
 		if p == p.other() || s.live.Load() > 0 || s.used.Load() > old {
 			continue
 		}
 		delete(t.known, p)
+		values := p.values()
 		for _, v := range []*prometheus.CounterVec{t.opened, t.closed, t.sent, t.received} {
-			v.DeleteLabelValues(p.values()...)
+			v.DeleteLabelValues(values...)
+		}
+		if dropped++; dropped == sweepShare {
+			return // the rest when there is no room again
 		}
 	}
+	t.swept = now
 }
 
 // end counts a connection out that ended at a time.
