@@ -75,6 +75,9 @@ func dial(ctx context.Context, do func(func() error) error, d *net.Dialer, to st
 // keepAlive is set.
 func (p *Pod) HTTPClient(keepAlive bool) *http.Client { return httpClient(p.Do, keepAlive) }
 
+// HTTPClient returns a client whose connections begin in the node's namespace, one for each request.
+func (n *Node) HTTPClient() *http.Client { return httpClient(n.Do, false) }
+
 func httpClient(do func(func() error) error, keepAlive bool) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives:  !keepAlive,

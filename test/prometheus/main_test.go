@@ -101,10 +101,7 @@ func (e *env) connect(from *lab.Pod, to netip.AddrPort, text string) *net.TCPCon
 }
 
 // server is a Prometheus that runs on the first node.
-type server struct {
-	e      *env
-	client *http.Client
-}
+type server struct{ e *env }
 
 const listen = "127.0.0.1:9090"
 
@@ -130,13 +127,7 @@ func (e *env) prometheus() *server {
 	p, err := e.Nodes[0].Start(cmd)
 	e.must(err)
 	e.t.Cleanup(p.Kill)
-	s := &server{e: e, client: &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-			err = e.Nodes[0].Do(func() error { c, err = new(net.Dialer).DialContext(ctx, network, address); return err })
-			return c, err
-		},
-	}}}
+	s := &server{e}
 	e.must(lab.Until(e.ctx, "Prometheus is ready", func() error { _, err := s.get("/-/ready", nil); return err }, func() error {
 		select {
 		case <-p.Done():
@@ -150,11 +141,16 @@ func (e *env) prometheus() *server {
 }
 
 func (s *server) get(path string, query url.Values) ([]byte, error) {
-	req, err := http.NewRequestWithContext(s.e.ctx, http.MethodGet, "http://"+listen+path+"?"+query.Encode(), nil)
+	return s.e.get(s.e.Nodes[0], "http://"+listen+path+"?"+query.Encode())
+}
+
+// get asks from a node.
+func (e *env) get(from *lab.Node, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(e.ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.client.Do(req)
+	resp, err := from.HTTPClient().Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -199,29 +195,12 @@ func (s *server) query(q string, labels ...string) (map[string]float64, error) {
 	return out, nil
 }
 
-// dialNode connects in the namespace of the calling thread.
-func dialNode(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return new(net.Dialer).DialContext(ctx, "tcp", to.String())
-}
-
 // scrape is what a daemon says to who scrapes it.
 func scrape(t *testing.T, e *env, d *lab.Daemon) string {
 	t.Helper()
-	var text []byte
-	err := d.Node.Do(func() error {
-		c, err := dialNode(e.ctx, netip.MustParseAddrPort("127.0.0.1:15020"))
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second * lab.Slowness()))
-		fmt.Fprint(c, "GET /metrics HTTP/1.0\r\n\r\n")
-		text, err = io.ReadAll(c)
-		return err
-	})
+	text, err := e.get(d.Node, "http://127.0.0.1:15020/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, body, _ := strings.Cut(string(text), "\r\n\r\n")
-	return body
+	return string(text)
 }
