@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	os.Exit(lab.Main(prefix+"test", &ztunnel, m.Run))
+	os.Exit(lab.Main(prefix, &ztunnel, m.Run))
 }
 
 // ztunnel is the daemon's binary.
