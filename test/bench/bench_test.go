@@ -29,14 +29,11 @@ var ztunnel string
 // Every path that the machine has what it needs for carries every kind of work,
 // and its proxies spend time on it. The lengths are for no figure.
 func TestPaths(t *testing.T) {
-	b := binaries{culvert: ztunnel, envoy: "../../out/peers/envoy", haproxy: "haproxy", ghostunnel: "../../out/peers/ghostunnel"}
-	b.ztunnel = os.Getenv("PEER_ZTUNNEL")
+	b := binaries{culvert: ztunnel, haproxy: "haproxy", ghostunnel: "../../out/peers/ghostunnel", ztunnel: os.Getenv("PEER_ZTUNNEL")}
 	for _, p := range b.paths() {
 		t.Run(p.name, func(t *testing.T) {
 			if p.name == "envoy" {
-				if _, err := find("iptables"); err == nil {
-					b.envoy = peer.Envoy(t) // which the tests are to have
-				}
+				p.path = sidecar{program: peer.Envoy(t), kind: envoy{}} // which the tests are to have
 			}
 			if why := p.path.missing(); why != "" {
 				t.Skip(why)
