@@ -149,7 +149,10 @@ func (l load) run(addr netip.AddrPort) (result, error) {
 	var failed atomic.Pointer[error]
 	var all sync.WaitGroup
 	for i := range workers {
-		workers[i] = &worker{load: l, addr: addr, due: make(chan time.Time, maxDue)}
+		workers[i] = &worker{load: l, addr: addr}
+		if l.Rate > 0 {
+			workers[i].due = make(chan time.Time, maxDue)
+		}
 		if !l.Churn {
 			if err := workers[i].open(); err != nil {
 				return result{}, err
