@@ -149,7 +149,7 @@ func (c culvert) carry(ctx context.Context, s *site, n *lab.Node, pods []*lab.Po
 	}
 	for _, group := range groups {
 		d, err := n.StartDaemon(ctx, lab.DaemonConfig{
-			Binary: c.binary, Pods: group, Sidecar: c.sidecar, Workloads: s.workloads, Settings: s.settings,
+			Binary: c.binary, Pods: group, Sidecar: c.sidecar, Workloads: s.workloads,
 		})
 		if err != nil {
 			return err

@@ -39,10 +39,8 @@ type site struct {
 	wire           string        // what protects the connections, as seen between the nodes
 
 	workloads []lab.Workload // what Culvert is told; nil: all pods
-	settings  map[string]any // of Culvert
-
-	self    string
-	closers []io.Closer
+	self      string
+	closers   []io.Closer
 }
 
 // proxy is a process that carries connections.
