@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,7 +68,7 @@ func TestPaths(t *testing.T) {
 				r.Samples = append(r.Samples, x)
 			}
 			if p.name != "direct" {
-				if _, err := s.idle(50); err != nil {
+				if _, err := s.idle(ctx, 50); err != nil {
 					t.Error(err)
 				}
 			}
@@ -90,6 +91,34 @@ func TestPaths(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A load that gets no answers ends with the context, so that a bench can be
+// interrupted and takes away what it has made.
+func TestLoadEndsWithItsContext(t *testing.T) {
+	s, err := openSite(t.Context(), namedPath{"direct", direct{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	l, err := s.begin(ctx, load{Mode: modeEcho, Conns: 1, Size: 64, Idle: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if line, err := l.says.ReadString('\n'); err != nil {
+		t.Fatalf("%q, %v", line, err)
+	}
+	cancel()
+	if _, err := l.wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("it ended with %v", err)
 	}
 }
 

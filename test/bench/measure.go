@@ -31,7 +31,7 @@ func (s *site) take(ctx context.Context, w work) (sample, error) {
 	var bulk *running
 	if w.beside {
 		var err error
-		if bulk, err = s.begin(load{Mode: modeSink, Conns: 1, For: w.load.For * 4 / 3}); err != nil {
+		if bulk, err = s.begin(ctx, load{Mode: modeSink, Conns: 1, For: w.load.For * 4 / 3}); err != nil {
 			return x, err
 		}
 		defer bulk.close()
@@ -43,7 +43,7 @@ func (s *site) take(ctx context.Context, w work) (sample, error) {
 	if w.app != nil {
 		x.result, err = w.app(ctx, s)
 	} else {
-		x.result, err = s.do(w.load)
+		x.result, err = s.do(ctx, w.load)
 	}
 	if err != nil {
 		return x, err
@@ -54,7 +54,7 @@ func (s *site) take(ctx context.Context, w work) (sample, error) {
 	}
 	x.CPU = after - before
 	if bulk != nil {
-		r, err := bulk.wait()
+		r, err := bulk.wait(ctx)
 		if err != nil {
 			return x, err
 		}
@@ -136,18 +136,18 @@ func (s *site) memory(n *lab.Node) (int64, error) {
 }
 
 // idle is what one idle connection adds to the proxies' memory, at both ends.
-func (s *site) idle(n int) (int64, error) {
+func (s *site) idle(ctx context.Context, n int) (int64, error) {
 	before, err := s.memory(nil)
 	if err != nil {
 		return 0, err
 	}
-	l, err := s.begin(load{Mode: modeEcho, Conns: n, Size: 64, Idle: true})
+	l, err := s.begin(ctx, load{Mode: modeEcho, Conns: n, Size: 64, Idle: true})
 	if err != nil {
 		return 0, err
 	}
 	defer l.close()
 	if line, err := l.says.ReadString('\n'); err != nil || line != "open\n" {
-		return 0, fmt.Errorf("open %d connections: %w", n, l.failed(err))
+		return 0, fmt.Errorf("open %d connections: %w", n, l.failed(ctx, err))
 	}
 	after, err := s.memory(nil)
 	return (after - before) / int64(n), err

@@ -139,7 +139,7 @@ func (b *bench) rounds(ctx context.Context, all []work) error {
 		}
 	}
 	if b.only == "" && b.idle > 0 {
-		if err := b.idleMemory(); err != nil {
+		if err := b.idleMemory(ctx); err != nil {
 			return err
 		}
 	}
@@ -147,13 +147,13 @@ func (b *bench) rounds(ctx context.Context, all []work) error {
 	return b.keep()
 }
 
-func (b *bench) idleMemory() error {
+func (b *bench) idleMemory(ctx context.Context) error {
 	for _, s := range b.sites {
 		if len(s.proxies) == 0 {
 			continue
 		}
 		b.progress("%d idle connections, %s", b.idle, s.name)
-		n, err := s.idle(b.idle)
+		n, err := s.idle(ctx, b.idle)
 		if err != nil {
 			return fmt.Errorf("memory of idle connections, %s: %w", s.name, err)
 		}

@@ -151,7 +151,7 @@ func (x *point) measure(ctx context.Context, p namedPath, d time.Duration) (err 
 		return err
 	}
 	for _, p := range s.lab.Nodes[0].Pods {
-		if _, err := s.doIn(p, load{Mode: modeEcho, Conns: 1, Size: 64, For: time.Millisecond}); err != nil {
+		if _, err := s.doIn(ctx, p, load{Mode: modeEcho, Conns: 1, Size: 64, For: time.Millisecond}); err != nil {
 			return fmt.Errorf("a request of %s: %w", p.Name, err)
 		}
 	}
@@ -161,12 +161,12 @@ func (x *point) measure(ctx context.Context, p namedPath, d time.Duration) (err 
 	}
 	x.Memory = float64(n) / 1e6
 	us := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
-	r, err := s.do(load{Mode: modeEcho, Conns: 1, Size: 64, Churn: true, For: d})
+	r, err := s.do(ctx, load{Mode: modeEcho, Conns: 1, Size: 64, Churn: true, For: d})
 	if err != nil {
 		return err
 	}
 	x.Connect = us(r.P50)
-	r, err = s.do(load{Mode: modeEcho, Conns: 1, Size: 64, For: d})
+	r, err = s.do(ctx, load{Mode: modeEcho, Conns: 1, Size: 64, For: d})
 	x.Request = us(r.P50)
 	return err
 }

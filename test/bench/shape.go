@@ -134,7 +134,7 @@ func (s *site) threads() (map[int]map[string]time.Duration, error) {
 // parts of their CPU time that went to system calls and to AES-GCM.
 func (b *bench) profileBulk(ctx context.Context, s *site) (calls, aes float64, err error) {
 	const length = 3
-	l, err := s.begin(load{Mode: modeSink, Conns: 1, For: (length + 1) * time.Second})
+	l, err := s.begin(ctx, load{Mode: modeSink, Conns: 1, For: (length + 1) * time.Second})
 	if err != nil {
 		return 0, 0, err
 	}
@@ -149,7 +149,7 @@ func (b *bench) profileBulk(ctx context.Context, s *site) (calls, aes float64, e
 	if err := errors.Join(errs...); err != nil {
 		return 0, 0, err
 	}
-	if _, err := l.wait(); err != nil {
+	if _, err := l.wait(ctx); err != nil {
 		return 0, 0, err
 	}
 	merged, err := profile.Merge(all)

@@ -173,7 +173,7 @@ func (s *site) prove(ctx context.Context) (err error) {
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	err = lab.Until(wait, s.name+" carries a request", func() error {
-		_, err := s.do(load{Mode: modeEcho, Conns: 1, Size: len(marker), Message: marker, For: time.Millisecond})
+		_, err := s.do(wait, load{Mode: modeEcho, Conns: 1, Size: len(marker), Message: marker, For: time.Millisecond})
 		return err
 	})
 	c.Sync()
@@ -209,16 +209,19 @@ type running struct {
 	complain *bytes.Buffer // complete once the process has ended
 }
 
-// begin starts a load in the client's pod.
-func (s *site) begin(l load) (*running, error) { return s.beginIn(s.client, l) }
+// begin starts a load in the client's pod, which ends with the context at the
+// latest: on a path that stands still it would wait for ever.
+func (s *site) begin(ctx context.Context, l load) (*running, error) {
+	return s.beginIn(ctx, s.client, l)
+}
 
-func (s *site) beginIn(p *lab.Pod, l load) (*running, error) {
+func (s *site) beginIn(ctx context.Context, p *lab.Pod, l load) (*running, error) {
 	spec, err := json.Marshal(l)
 	if err != nil {
 		return nil, err
 	}
 	to := netip.AddrPortFrom(s.server.V4, port)
-	cmd, complain := exec.Command(s.self, "load", "-addr", to.String(), "-spec", string(spec)), new(bytes.Buffer)
+	cmd, complain := exec.CommandContext(ctx, s.self, "load", "-addr", to.String(), "-spec", string(spec)), new(bytes.Buffer)
 	cmd.Stderr = complain
 	proc, in, out, err := s.start(p, cmd)
 	if err != nil {
@@ -228,14 +231,14 @@ func (s *site) beginIn(p *lab.Pod, l load) (*running, error) {
 }
 
 // do is a load from begin to end.
-func (s *site) do(l load) (result, error) { return s.doIn(s.client, l) }
+func (s *site) do(ctx context.Context, l load) (result, error) { return s.doIn(ctx, s.client, l) }
 
-func (s *site) doIn(p *lab.Pod, l load) (result, error) {
-	r, err := s.beginIn(p, l)
+func (s *site) doIn(ctx context.Context, p *lab.Pod, l load) (result, error) {
+	r, err := s.beginIn(ctx, p, l)
 	if err != nil {
 		return result{}, err
 	}
-	return r.wait()
+	return r.wait(ctx)
 }
 
 func (r *running) close() {
@@ -243,20 +246,23 @@ func (r *running) close() {
 	r.out.Close()
 }
 
-// wait waits for the result.
-func (r *running) wait() (result, error) {
+// wait waits for the result. The context is the one that it was begun with.
+func (r *running) wait(ctx context.Context) (result, error) {
 	defer r.close()
 	var res result
 	if err := json.NewDecoder(r.says).Decode(&res); err != nil {
-		return res, r.failed(err)
+		return res, r.failed(ctx, err)
 	}
 	return res, nil
 }
 
 // failed says why a load gave no result.
-func (r *running) failed(err error) error {
+func (r *running) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", r.name, context.Cause(ctx))
+	}
 	const patience = 5 * time.Second
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if end := r.proc.Wait(ctx); end != nil && ctx.Err() == nil {
 		return fmt.Errorf("%s: %w: %s", r.name, end, bytes.TrimSpace(r.complain.Bytes()))
