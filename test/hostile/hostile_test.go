@@ -150,11 +150,11 @@ const slack = 192
 // for a tenth of the time, some milliseconds at once, and not when it does not.
 func TestStarvedDaemonIsSeen(t *testing.T) {
 	b := newBench(t, 0)
-	const every, still = 100 * time.Millisecond, 10 * time.Millisecond
+	every, still := 100*time.Millisecond*lab.Slowness(), 10*time.Millisecond*lab.Slowness() // as the bound has it
 	measure := func(starve bool) (p99 latency) {
 		for i := range rounds + extra {
 			round := b.round(quietFor, func() {
-				for range time.Second / every {
+				for range 10 {
 					if starve {
 						b.must(b.daemon.Signal(unix.SIGSTOP))
 						time.Sleep(still)
