@@ -3,6 +3,7 @@
 package testca
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
@@ -12,30 +13,43 @@ import (
 	"time"
 )
 
-// Istio answers istio.v1.auth.IstioCertificateService, which Istio's ztunnel asks
-// for its certificates, over HTTP/2: a CSR in, a chain out. Nobody has to prove
-// anything.
-func (ca *CA) Istio() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer := func(chain []byte, err error) {
-			w.Header().Set("Content-Type", "application/grpc")
-			status, message := "0", ""
-			if err != nil {
-				status, message, chain = "13", err.Error(), nil // INTERNAL
-			} else {
-				chain = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(chain))), chain...)
-			}
-			_, _ = w.Write(chain)
-			w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
-			w.Header().Set(http.TrailerPrefix+"Grpc-Message", message)
-		}
-		b, err := io.ReadAll(io.LimitReader(r.Body, 64<<10))
+// Istio is a server that answers istio.v1.auth.IstioCertificateService, which
+// Istio's ztunnel asks for its certificates: a CSR in, a chain out. Nobody has to
+// prove anything. Its own certificate, below the same root, is for localhost;
+// ServeTLS takes it from the server. The caller closes it.
+func (ca *CA) Istio() (*http.Server, error) {
+	c, key, err := ca.Sign(&x509.Certificate{
+		DNSNames: []string{"localhost"}, NotAfter: time.Now().Add(24 * time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}, false)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Server{
+		Handler: http.HandlerFunc(ca.serveIstio), ReadHeaderTimeout: 10 * time.Second,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: [][]byte{c.Raw, ca.Intermediate.Raw}}}},
+	}, nil
+}
+
+func (ca *CA) serveIstio(w http.ResponseWriter, r *http.Request) {
+	answer := func(chain []byte, err error) {
+		w.Header().Set("Content-Type", "application/grpc")
+		status, message := "0", ""
 		if err != nil {
-			answer(nil, err)
-			return
+			status, message, chain = "13", err.Error(), nil // INTERNAL
+		} else {
+			chain = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(chain))), chain...)
 		}
-		answer(ca.answerIstio(b))
-	})
+		_, _ = w.Write(chain)
+		w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
+		w.Header().Set(http.TrailerPrefix+"Grpc-Message", message)
+	}
+	b, err := io.ReadAll(io.LimitReader(r.Body, 64<<10))
+	if err != nil {
+		answer(nil, err)
+		return
+	}
+	answer(ca.answerIstio(b))
 }
 
 // answerIstio reads IstioCertificateRequest, whose field 1 is a CSR in PEM, out of a

@@ -3,11 +3,6 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
 	"errors"
@@ -150,14 +145,7 @@ func acknowledged(message []byte) error {
 // serveIstioCA has an authority answer in a node's namespace, and returns the file
 // of the root by which it is known itself.
 func (s *site) serveIstioCA(n *lab.Node) (root string, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", err
-	}
-	c, err := s.ca.SignKey(&x509.Certificate{
-		DNSNames: []string{"localhost"}, NotAfter: time.Now().Add(24 * time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, key.Public(), false)
+	server, err := s.ca.Istio()
 	if err != nil {
 		return "", err
 	}
@@ -168,10 +156,6 @@ func (s *site) serveIstioCA(n *lab.Node) (root string, err error) {
 	})
 	if err != nil {
 		return "", fmt.Errorf("listen on %s: %w", n.Name, err)
-	}
-	server := &http.Server{
-		Handler: s.ca.Istio(), ReadHeaderTimeout: 10 * time.Second,
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: [][]byte{c.Raw, s.ca.Intermediate.Raw}}}},
 	}
 	go func() {
 		if err := server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {

@@ -4,11 +4,6 @@ package peers
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/net/proxy"
 
@@ -80,19 +74,10 @@ func startZtunnel(e *env, binary string) {
 // returns the file of the root by which it is known itself.
 func serveCertificates(e *env, p *lab.Pod) (root string) {
 	e.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	e.must(err)
-	c, err := e.ca.SignKey(&x509.Certificate{
-		DNSNames: []string{"localhost"}, NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, key.Public(), false)
+	server, err := e.ca.Istio()
 	e.must(err)
 	l, err := p.Listen("tcp", fmt.Sprintf(":%d", caPort))
 	e.must(err)
-	server := &http.Server{
-		Handler: e.ca.Istio(), ReadHeaderTimeout: patience(),
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: [][]byte{c.Raw, e.ca.Intermediate.Raw}}}},
-	}
 	done := make(chan error, 1)
 	go func() { done <- server.ServeTLS(l, "", "") }()
 	e.t.Cleanup(func() {
