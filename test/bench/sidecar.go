@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/internal/testca"
@@ -132,15 +133,10 @@ func (s *site) certify(dir string, p *lab.Pod) (certificate, error) {
 	if err != nil {
 		return c, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(svid.Key)
+	chain, key, err := (&x509svid.SVID{Certificates: svid.Certificates, PrivateKey: svid.Key}).Marshal()
 	if err != nil {
 		return c, err
 	}
-	var chain []byte
-	for _, x := range svid.Certificates {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: x.Raw})...)
-	}
-	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.ca.Root.Raw})
 	c = certificate{filepath.Join(dir, "chain.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "root.pem"), filepath.Join(dir, "both.pem")}
 	for name, content := range map[string][]byte{c.chain: chain, c.key: key, c.root: root, c.both: append(chain, key...)} {

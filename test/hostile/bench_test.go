@@ -5,9 +5,7 @@ package hostile
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +19,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -149,15 +148,11 @@ func (b *bench) certificates() {
 
 func (b *bench) write(name string, svid *identity.SVID) [2]string {
 	b.t.Helper()
-	var chain bytes.Buffer
-	for _, c := range svid.Certificates {
-		b.must(pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(svid.Key)
+	chain, key, err := (&x509svid.SVID{Certificates: svid.Certificates, PrivateKey: svid.Key}).Marshal()
 	b.must(err)
 	files := [2]string{filepath.Join(b.Dir, name+".pem"), filepath.Join(b.Dir, name+".key")}
-	b.must(os.WriteFile(files[0], chain.Bytes(), 0o600))
-	b.must(os.WriteFile(files[1], pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	b.must(os.WriteFile(files[0], chain, 0o600))
+	b.must(os.WriteFile(files[1], key, 0o600))
 	return files
 }
 

@@ -9,7 +9,6 @@ package peers
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"net"
@@ -22,6 +21,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/internal/testca"
@@ -123,18 +123,14 @@ func (e *env) certificate(name string, by, trusted *testca.CA, id string, option
 	e.t.Helper()
 	svid, err := by.SVID(spiffeid.RequireFromString(id), options...)
 	e.must(err)
-	key, err := x509.MarshalPKCS8PrivateKey(svid.Key)
+	chain, key, err := (&x509svid.SVID{Certificates: svid.Certificates, PrivateKey: svid.Key}).Marshal()
 	e.must(err)
-	var chain []byte
-	for _, c := range svid.Certificates {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
-	}
 	dir := filepath.Join(e.Dir, "certificates")
 	e.must(os.MkdirAll(dir, 0o700))
 	f := files{filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key"), filepath.Join(dir, name+".root.pem")}
 	for path, content := range map[string][]byte{
 		f.Cert: chain,
-		f.Key:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
+		f.Key:  key,
 		f.Root: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: trusted.Root.Raw}),
 	} {
 		e.must(os.WriteFile(path+".new", content, 0o600))
