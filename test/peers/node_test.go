@@ -3,7 +3,6 @@
 package peers
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,9 +13,12 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/internal/peer"
 	"github.com/culvert-mesh/culvert/internal/testca"
+	"github.com/culvert-mesh/culvert/redirect/sockdiag"
 )
 
 // nodeBinary is the system's, or what PEER_NODE names.
@@ -128,38 +130,22 @@ func (n *nodejs) sessionEnds(e *env, w *way, family int, drain func()) {
 // tunnel's port, with this pod.
 func (n *nodejs) sessions(e *env, family, want int) {
 	e.t.Helper()
-	table := map[int]string{4: "/proc/thread-self/net/tcp", 6: "/proc/thread-self/net/tcp6"}[family]
-	port, peer := fmt.Sprintf(":%04X", hbonePort), inProc(n.pod.Addr(family))
-	const established = "01"
 	e.must(lab.Until(e.ctx, fmt.Sprintf("our pod has %d sessions with Node.js", want), func() error {
-		return e.ours.Do(func() error {
-			b, err := os.ReadFile(table)
-			if err != nil {
-				return err
+		all, err := sockdiag.List(e.ours.NS, 1<<unix.BPF_TCP_ESTABLISHED)
+		if err != nil {
+			return err
+		}
+		found := 0
+		for _, s := range all {
+			if s.Remote.Addr() == n.pod.Addr(family) && (s.Local.Port() == hbonePort || s.Remote.Port() == hbonePort) {
+				found++
 			}
-			found := 0
-			for line := range strings.Lines(string(b)) {
-				f := strings.Fields(line) // number, local and remote address, state
-				if len(f) > 3 && f[3] == established && strings.HasPrefix(f[2], peer+":") && (strings.HasSuffix(f[1], port) || strings.HasSuffix(f[2], port)) {
-					found++
-				}
-			}
-			if found != want {
-				return fmt.Errorf("it has %d", found)
-			}
-			return nil
-		})
+		}
+		if found != want {
+			return fmt.Errorf("it has %d", found)
+		}
+		return nil
 	}, soon()))
-}
-
-// inProc is an address as /proc/net/tcp has it: words of 32 bits, each as the machine
-// reads it.
-func inProc(a netip.Addr) string {
-	var text strings.Builder
-	for b := a.AsSlice(); len(b) > 0; b = b[4:] {
-		fmt.Fprintf(&text, "%08X", binary.NativeEndian.Uint32(b))
-	}
-	return text.String()
 }
 
 // TestNodeClient: Node.js as client of our server.
