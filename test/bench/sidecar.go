@@ -12,13 +12,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/internal/testca"
@@ -154,16 +156,22 @@ func (s *site) listens(ctx context.Context, p *lab.Pod, proc *lab.Process, ports
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	err := lab.Until(ctx, fmt.Sprintf("a proxy listens in %s", p.Name), func() error {
-		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", proc.PID()))
-		if err != nil {
-			return err
-		}
-		six, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp6", proc.PID()))
+		var all []*netlink.Socket
+		err := p.Do(func() error {
+			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+				some, err := netlink.SocketDiagTCP(family)
+				if err != nil {
+					return err
+				}
+				all = append(all, some...)
+			}
+			return nil
+		})
 		if err != nil {
 			return err
 		}
 		for _, port := range ports {
-			if !listening(string(table)+string(six), port) {
+			if !slices.ContainsFunc(all, func(s *netlink.Socket) bool { return s.State == netlink.TCP_LISTEN && s.ID.SourcePort == port }) {
 				return fmt.Errorf("nothing listens on port %d", port)
 			}
 		}
@@ -188,21 +196,6 @@ func ended(proc *lab.Process) error {
 		return fmt.Errorf("it has ended: %w", err)
 	}
 	return errors.New("it has ended")
-}
-
-// listening looks for a port in state LISTEN (10) in /proc/net/tcp.
-func listening(table string, port uint16) bool {
-	for line := range strings.Lines(table) {
-		f := strings.Fields(line)
-		if len(f) < 4 || f[3] != "0A" {
-			continue
-		}
-		_, hex, _ := strings.Cut(f[1], ":")
-		if n, err := strconv.ParseUint(hex, 16, 16); err == nil && uint16(n) == port {
-			return true
-		}
-	}
-	return false
 }
 
 // redirect gives a pod the rules that Istio gives it: all that it opens to
