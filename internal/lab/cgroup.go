@@ -42,8 +42,8 @@ func (l *Lab) makeCgroup() error {
 	return nil
 }
 
-// removeCgroup kills what is still in it, children of the lab's processes, and waits for them: they leave their cgroup a
-// little later.
+// removeCgroup kills what is still in it, children of the lab's processes, and waits for them: they leave their cgroup
+// a little later.
 func removeCgroup(ctx context.Context, dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("end what is in cgroup %s: %w", dir, err)

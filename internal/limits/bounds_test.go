@@ -67,7 +67,7 @@ func bounds(page string) (out []bound, err error) {
 	return out, err
 }
 
-// tested reads the tests of a package, with its seeds of no interest.
+// tested is the text of a package's tests.
 func tested(dir string) (string, error) {
 	files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
 	if err != nil {
