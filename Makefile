@@ -69,6 +69,9 @@ soak: ## 40 minutes: certificates of 20 s life under 500 requests a second, an a
 	mkdir -p out
 	$(SUDO) env "PATH=$$PATH" CULVERT_SOAK=$(SOAKTIME) CULVERT_HOSTILE_REPORT="$(CURDIR)/docs/hostile.md" sh -c '{ $(GO) test -count=1 -v -timeout 60m ./test/hostile; echo $$? >out/hostile-soak.status; } 2>&1 | tee out/hostile-soak.txt | grep --line-buffered -v "^=== "; exit $$(cat out/hostile-soak.status)'
 
+bin/bench: build
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./test/bench
+
 bench-quick: bin/bench ## direct TCP, Culvert and Envoy's sidecars, with ratios; 3 minutes (needs root, iptables)
 	[ -n "$$PEER_ENVOY" ] || scripts/peers
 	$(SUDO) env "PATH=$$PATH" "PEER_ENVOY=$$PEER_ENVOY" bin/bench quick $(BENCHFLAGS)
