@@ -13,8 +13,8 @@ import (
 	"testing"
 	"unicode"
 
-	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v4"
 )
 
 var update = flag.Bool("update", false, "write the table of keys into docs/configuration.md")
@@ -154,28 +154,28 @@ func written(t *testing.T) []key {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var top yaml.MapSlice
-	if err := yaml.UnmarshalWithOptions(data, &top, yaml.UseOrderedMap()); err != nil {
+	var top yaml.Node
+	if err := yaml.Load(data, &top); err != nil {
 		t.Fatal(err)
 	}
 	var out []key
-	var walk func(prefix string, m yaml.MapSlice)
-	walk = func(prefix string, m yaml.MapSlice) {
-		for _, item := range m {
-			name := prefix + fmt.Sprint(item.Key)
-			switch v := item.Value.(type) {
-			case yaml.MapSlice:
+	var walk func(prefix string, m *yaml.Node)
+	walk = func(prefix string, m *yaml.Node) {
+		for i := 0; i < len(m.Content); i += 2 {
+			name, v := prefix+m.Content[i].Value, m.Content[i+1]
+			switch v.Kind {
+			case yaml.MappingNode:
 				walk(name+".", v)
-			case []any:
-				if len(v) > 0 {
+			case yaml.SequenceNode:
+				if len(v.Content) > 0 {
 					t.Fatalf("%s is a list that is not empty: write down how its default is printed", name)
 				}
 				out = append(out, key{name, ""})
 			default:
-				out = append(out, key{name, fmt.Sprint(v)})
+				out = append(out, key{name, v.Value})
 			}
 		}
 	}
-	walk("", top)
+	walk("", top.Content[0])
 	return out
 }

@@ -3,12 +3,14 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/culvert-mesh/culvert/config/strict"
 )
@@ -16,13 +18,23 @@ import (
 // YAML writes the configuration as a file that has every key, with paths made
 // absolute. Parse reads it back to the same values.
 func (c *Config) YAML() ([]byte, error) {
-	object := func(name string, items ...yaml.MapItem) yaml.MapItem {
-		return yaml.MapItem{Key: name, Value: yaml.MapSlice(items)}
+	// Each item of a mapping is its key and its value; a map of Go has no order.
+	type items = []*yaml.Node
+	style := yaml.Options(yaml.WithLineWidth(-1), yaml.WithQuotePreference(yaml.QuoteDouble))
+	var failed error
+	node := func(value any) *yaml.Node {
+		var n yaml.Node
+		failed = errors.Join(failed, n.Dump(value, style))
+		return &n
 	}
-	item := func(name string, value any) yaml.MapItem { return yaml.MapItem{Key: name, Value: value} }
-	duration := func(name string, d time.Duration) yaml.MapItem { return item(name, strict.FormatDuration(d)) }
+	item := func(name string, value any) items { return items{node(name), node(value)} }
+	duration := func(name string, d time.Duration) items { return item(name, strict.FormatDuration(d)) }
+	mapping := func(parts ...items) *yaml.Node {
+		return &yaml.Node{Kind: yaml.MappingNode, Content: slices.Concat(parts...)}
+	}
+	object := func(name string, parts ...items) items { return items{node(name), mapping(parts...)} }
 
-	b, err := yaml.Marshal(yaml.MapSlice{
+	all := mapping(
 		object("node", item("name", c.Node.Name)),
 		item("runDir", c.RunDir),
 		item("trustDomain", c.TrustDomain.Name()),
@@ -49,8 +61,9 @@ func (c *Config) YAML() ([]byte, error) {
 			duration("pingAfter", c.Tunnel.PingAfter),
 			duration("deadAfter", c.Tunnel.DeadAfter),
 			item("memory", c.Tunnel.Memory)),
-	})
-	if err != nil {
+	)
+	b, err := yaml.Dump(all, style)
+	if err = errors.Join(failed, err); err != nil {
 		return nil, fmt.Errorf("write configuration: %w", err)
 	}
 	return b, nil

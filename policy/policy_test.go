@@ -74,7 +74,7 @@ func TestParseFileRefuses(t *testing.T) {
 		"no SPIFFE ID":     {"rules:\n- name: a\n  denySource: [batch]\n", `p.yaml:3:16: rules[0].denySource[0]: "batch" is not valid: scheme is missing or invalid; allowed: ` + ids},
 		"a wildcard":       {"rules:\n- name: a\n  denySource: [spiffe://cluster.local/ns/demo/sa/*]\n", `p.yaml:3:16: rules[0].denySource[0]: "spiffe://cluster.local/ns/demo/sa/*" is not valid: path segment characters are limited to letters, numbers, dots, dashes, and underscores; allowed: ` + ids},
 		"one, not a list":  {"rules:\n- name: a\n  denySource: spiffe://cluster.local/ns/demo/sa/batch\n", "p.yaml:3:15: rules[0].denySource: is text; allowed: a list in [ ] of: " + ids},
-		"an empty rule":    {"rules:\n-\n", "p.yaml:2:3: rules[0]: is empty; allowed: a mapping (key: value)"},
+		"an empty rule":    {"rules:\n-\n", "p.yaml:2:2: rules[0]: is empty; allowed: a mapping (key: value)"},
 		"rules as mapping": {"rules: {}\n", "p.yaml:1:1: rules: is a mapping; allowed: a list of mappings"},
 	} {
 		t.Run(name, func(t *testing.T) {

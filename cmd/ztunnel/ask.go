@@ -18,8 +18,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/culvert-mesh/culvert/admin"
 	"github.com/culvert-mesh/culvert/internal/cli"
@@ -117,11 +117,25 @@ func form[V any](output string, v V, table func(V, time.Time) string) (string, e
 	if output == outputJSON {
 		return b.String(), nil
 	}
-	text, err := yaml.JSONToYAML(b.Bytes())
+	var n yaml.Node // JSON is YAML, and a node keeps the order
+	err := yaml.Load(b.Bytes(), &n)
+	if err != nil {
+		return "", fmt.Errorf("write answer: %w", err)
+	}
+	block(&n)
+	text, err := yaml.Dump(&n, yaml.WithLineWidth(-1), yaml.WithQuotePreference(yaml.QuoteDouble))
 	if err != nil {
 		return "", fmt.Errorf("write answer: %w", err)
 	}
 	return string(text), nil
+}
+
+// block takes the brackets and quotation marks of JSON away.
+func block(n *yaml.Node) {
+	n.Style = 0
+	for _, child := range n.Content {
+		block(child)
+	}
 }
 
 // repeat prints what once returns, once, or with --watch until it is told to end.

@@ -4,29 +4,31 @@ package strict
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"unicode"
 	"unicode/utf8"
 
-	"github.com/goccy/go-yaml/token"
+	"go.yaml.in/yaml/v4"
 )
 
-// This file refuses what the parser of YAML is not to be given: it calls itself
-// for each level of nesting, and 80 kB of brackets would cost it 900 MiB.
+// This file refuses what the parser of YAML is not to be given, or to go on with: it
+// calls itself for each level of nesting.
 
-const (
-	// maxDepth is how deep mappings and lists may be in one another. Ours are
-	// five deep at most.
-	maxDepth = 32
-	// maxMarks is how many anchors, aliases, tags and ? keys are let through to
-	// be refused by their keys. None is ever taken.
-	maxMarks = 32
-)
+// maxDepth is how deep mappings and lists may be in one another. Ours are five deep
+// at most.
+const maxDepth = 32
+
+const tooDeep = "is nested too deep"
+
+var depthAllowed = fmt.Sprintf("%d levels of mappings and lists", maxDepth)
 
 // byteOrderMark may begin a file (YAML 1.2, 5.2), and says nothing.
 const byteOrderMark = "\ufeff"
 
 // text refuses what is no text: YAML 1.2, 5.1 has neither broken UTF-8 nor
-// control characters, and they are not seen in an editor.
+// control characters, and they are not seen in an editor. Of what YAML 1.1 takes for
+// the end of a line, only \n and \r are one in an editor too.
 func (d *document) text(data []byte) error {
 	for i, line, begin := 0, 1, 0; i < len(data); {
 		r, size := utf8.DecodeRune(data[i:])
@@ -37,7 +39,7 @@ func (d *document) text(data []byte) error {
 			if i == 0 && (bytes.HasPrefix(data, []byte{0xff, 0xfe}) || bytes.HasPrefix(data, []byte{0xfe, 0xff})) {
 				problem = "is UTF-16"
 			}
-		case r < ' ' && r != '\t' && r != '\n' && r != '\r', r == 0x7f:
+		case unicode.IsControl(r) && r != '\t' && r != '\n' && r != '\r', r == 0x2028, r == 0x2029, r == 0xfffe, r == 0xffff, r == 0xfeff && i > 0:
 			problem, allowed = fmt.Sprintf("has a control character (0x%02x)", r), "text without control characters"
 		}
 		if problem != "" {
@@ -52,39 +54,45 @@ func (d *document) text(data []byte) error {
 	return nil
 }
 
-// bounded refuses nesting without end. Of a file that is no YAML it may count
-// too much or too little by some levels, never by many.
-func (d *document) bounded(tokens token.Tokens) error {
-	flow, marks := 0, 0
-	var columns []int // of the block's lists and mappings that the token is in
-	for i, t := range tokens {
-		switch t.Type {
-		case token.SequenceStartType, token.MappingStartType:
-			flow++
-		case token.SequenceEndType, token.MappingEndType:
-			flow = max(flow-1, 0)
-		case token.AnchorType, token.AliasType, token.TagType, token.MappingKeyType:
-			marks++
-		case token.SequenceEntryType, token.MappingValueType:
-			if flow > 0 {
-				break
-			}
-			at := t.Position.Column
-			if t.Type == token.MappingValueType && i > 0 { // it begins with its key
-				at = tokens[i-1].Position.Column
-			}
-			for len(columns) > 0 && columns[len(columns)-1] >= at {
-				columns = columns[:len(columns)-1]
-			}
-			columns = append(columns, at)
-		}
-		switch {
-		case flow+len(columns) > maxDepth:
-			d.fail(t, "", fmt.Sprintf("%d levels of mappings and lists", maxDepth), "is nested too deep")
-			return d.first()
-		case marks > maxMarks:
-			d.fail(t, "", "plain keys and values", "has too many anchors, aliases or tags")
-			return d.first()
+// bounds are the library's bounds, by its hooks. An alias stands for nothing there:
+// it is refused by its key, whatever it stands for.
+type bounds struct{}
+
+// CheckDepth is asked before the library calls itself for one more level. Levels in
+// braces and brackets are counted by themselves, so that bounded has to follow.
+func (bounds) CheckDepth(depth int, _ *yaml.DepthContext) error {
+	if depth > maxDepth {
+		return errors.New(tooDeep)
+	}
+	return nil
+}
+
+func (bounds) CheckAlias(int, int) error { return nil }
+
+func (bounds) NewAliasDataContext(yaml.AliasDataServices) (yaml.AliasDataContext, error) {
+	return bounds{}, nil
+}
+
+func (bounds) BeginDocument() error                  { return nil }
+func (bounds) EndDocument() error                    { return nil }
+func (bounds) DefineAnchor(string, *yaml.Node) error { return nil }
+
+func (bounds) ResolveAlias(string) (*yaml.Node, bool, error) {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null"}, true, nil
+}
+
+// bounded refuses a node at a depth whose levels of both kinds are too many.
+func (d *document) bounded(n *yaml.Node, depth int) error {
+	if n.Kind == yaml.ScalarNode {
+		return nil
+	}
+	if depth > maxDepth {
+		d.fail(n, "", depthAllowed, tooDeep)
+		return d.first()
+	}
+	for _, child := range n.Content {
+		if err := d.bounded(child, depth+1); err != nil {
+			return err
 		}
 	}
 	return nil

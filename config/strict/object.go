@@ -4,69 +4,78 @@ package strict
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/token"
+	"go.yaml.in/yaml/v4"
 )
 
 // Object is one mapping. Its methods leave their target alone when the key is
 // absent, so that a caller fills in defaults first, or when it is wrong.
 type Object struct {
 	doc    *document
-	path   string       // with a trailing dot, empty at the root
-	at     *token.Token // where the object begins
-	fields map[string]*ast.MappingValueNode
+	path   string     // with a trailing dot, empty at the root
+	at     *yaml.Node // where the object begins
+	since  int        // how many mistakes are older than the object
+	fields map[string]field
 	known  []string
 }
 
+type field struct{ key, value *yaml.Node }
+
 // object makes an Object of a node; anything but a mapping or nothing is a mistake.
-func (d *document) object(n ast.Node, path string, at *token.Token) *Object {
-	o := &Object{doc: d, path: path, at: at, fields: map[string]*ast.MappingValueNode{}}
-	var values []*ast.MappingValueNode
-	switch n := n.(type) {
-	case nil, *ast.NullNode:
+func (d *document) object(n *yaml.Node, path string, at *yaml.Node) *Object {
+	o := &Object{doc: d, path: path, at: at, since: len(d.errors)}
+	switch k := kind(n); k {
+	case nothing:
 		return o
-	case *ast.MappingNode:
-		values = n.Values
-	case *ast.MappingValueNode:
-		values = []*ast.MappingValueNode{n}
+	case "a mapping":
 	default:
-		d.fail(begin(n), strings.TrimSuffix(path, "."), "a mapping (key: value)", "is "+kind(n))
+		d.fail(n, strings.TrimSuffix(path, "."), "a mapping (key: value)", "is "+k)
 		return o
 	}
-	for i, v := range values {
-		at := v.Key.GetToken()
-		if i == 0 {
-			o.at = at
+	o.fields = make(map[string]field, len(n.Content)/2)
+	for key, value := range pairs(n) {
+		if len(o.fields) == 0 {
+			o.at = key
 		}
-		name, ok := v.Key.(*ast.StringNode)
+		first, twice := o.fields[key.Value]
 		switch {
-		case !ok:
-			d.fail(at, path+at.Value, "plain words as keys", "is not a plain key")
-		case o.fields[name.Value] != nil:
-			line := o.fields[name.Value].Key.GetToken().Position.Line
-			d.fail(at, path+name.Value, "each key once", fmt.Sprintf("is given twice, first in line %d", line))
+		case kind(key) != "text" || key.Tag == "!!merge":
+			d.fail(key, path+key.Value, "plain words as keys", "is not a plain key")
+		case twice:
+			d.fail(key, path+key.Value, "each key once", fmt.Sprintf("is given twice, first in line %d", first.key.Line))
 		default:
-			o.fields[name.Value] = v
+			o.fields[key.Value] = field{key, value}
 		}
 	}
 	return o
 }
 
+// pairs are the keys and the values of a mapping.
+func pairs(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
+	return func(yield func(key, value *yaml.Node) bool) {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if !yield(n.Content[i], n.Content[i+1]) {
+				return
+			}
+		}
+	}
+}
+
 // take returns the value of a key and marks the key as known. ok is false when
 // the key is absent.
-func (o *Object) take(name string) (ast.Node, bool) {
+func (o *Object) take(name string) (*yaml.Node, bool) {
 	o.known = append(o.known, name)
 	v, ok := o.fields[name]
 	if !ok {
 		return nil, false
 	}
-	return v.Value, true
+	return v.value, true
 }
 
 // finish reports every key that was not asked for. What else was said of the
@@ -80,16 +89,17 @@ func (o *Object) finish() {
 	if len(left) == 0 {
 		return
 	}
-	o.doc.errors = slices.DeleteFunc(o.doc.errors, func(e *Error) bool {
+	own := slices.DeleteFunc(o.doc.errors[o.since:], func(e *Error) bool {
 		name, of := strings.CutPrefix(e.Key, o.path)
 		return of && slices.Contains(known, name)
 	})
+	o.doc.errors = o.doc.errors[:o.since+len(own)]
 	for _, name := range left {
 		problem := "unknown key"
 		if meant := nearest(name, known); meant != "" && len(known) > 1 {
 			problem += "; did you mean " + meant + "?"
 		}
-		o.doc.fail(o.fields[name].Key.GetToken(), o.path+name, strings.Join(known, ", "), problem)
+		o.doc.fail(o.fields[name].key, o.path+name, strings.Join(known, ", "), problem)
 	}
 }
 
@@ -145,26 +155,29 @@ func (o *Object) Has(name string) bool {
 // Line is the line of a key, or of the object when the key is absent. From 1; 0
 // for an empty file.
 func (o *Object) Line(name string) int {
-	at := o.token(name)
-	if at == nil || at.Position == nil {
+	at := o.place(name)
+	if at == nil {
 		return 0
 	}
-	return at.Position.Line
+	return at.Line
 }
 
-func (o *Object) token(name string) *token.Token {
-	if v, ok := o.fields[name]; ok {
-		if k := kind(v.Value); k != "a mapping" && k != nothing {
-			return begin(v.Value)
-		}
-		return v.Key.GetToken()
+// place is where a key's value begins; the key where that is a mapping or nothing,
+// and the object where it is absent.
+func (o *Object) place(name string) *yaml.Node {
+	v, ok := o.fields[name]
+	if !ok {
+		return o.at
 	}
-	return o.at
+	if k := kind(v.value); k == "a mapping" || k == nothing {
+		return v.key
+	}
+	return v.value
 }
 
 // Fail reports a mistake at a key, or at the object when the key is absent.
 func (o *Object) Fail(name, allowed, format string, args ...any) {
-	o.doc.fail(o.token(name), o.path+name, allowed, fmt.Sprintf(format, args...))
+	o.doc.fail(o.place(name), o.path+name, allowed, fmt.Sprintf(format, args...))
 }
 
 // Require reports a key that is absent.
@@ -181,7 +194,7 @@ func (o *Object) RequireList(name, allowed string) {
 		o.Fail(name, allowed, "is missing")
 		return
 	}
-	if seq, ok := v.Value.(*ast.SequenceNode); kind(v.Value) == nothing || ok && len(seq.Values) == 0 {
+	if k := kind(v.value); k == nothing || k == "a list" && len(v.value.Content) == 0 {
 		o.Fail(name, allowed, "is empty")
 	}
 }
@@ -192,7 +205,7 @@ func (o *Object) Object(name string, read func(*Object)) {
 	n, _ := o.take(name)
 	at := o.at
 	if v, ok := o.fields[name]; ok {
-		at = v.Key.GetToken()
+		at = v.key
 	}
 	child := o.doc.object(n, o.path+name+".", at)
 	read(child)
@@ -204,26 +217,25 @@ func (o *Object) Objects(name string, read func(*Object)) {
 	for i, n := range o.sequence(name, "a list of mappings") {
 		path := o.path + name + "[" + strconv.Itoa(i) + "]."
 		if kind(n) == nothing {
-			o.doc.fail(begin(n), strings.TrimSuffix(path, "."), "a mapping (key: value)", "is empty")
+			o.doc.fail(n, strings.TrimSuffix(path, "."), "a mapping (key: value)", "is empty")
 			continue
 		}
-		child := o.doc.object(n, path, begin(n))
+		child := o.doc.object(n, path, n)
 		read(child)
 		child.finish()
 	}
 }
 
-func (o *Object) sequence(name, allowed string) []ast.Node {
+func (o *Object) sequence(name, allowed string) []*yaml.Node {
 	n, ok := o.take(name)
 	if !ok || kind(n) == nothing {
 		return nil
 	}
-	seq, ok := n.(*ast.SequenceNode)
-	if !ok {
-		o.Fail(name, allowed, "is %s", kind(n))
+	if k := kind(n); k != "a list" {
+		o.Fail(name, allowed, "is %s", k)
 		return nil
 	}
-	return seq.Values
+	return n.Content
 }
 
 // String reads text. A number or a truth value must be quoted.
@@ -232,15 +244,13 @@ func (o *Object) String(name string, dst *string, allowed string) {
 	if !ok {
 		return
 	}
-	switch n := n.(type) {
-	case *ast.StringNode:
-		*dst = n.Value
-	case *ast.LiteralNode:
-		*dst = n.Value.Value
-	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		o.Fail(name, allowed, "is %s, to YAML; quote it: %q", kind(n), n.GetToken().Value)
-	default:
+	switch text, ok := scalar(n); {
+	case !ok:
 		o.Fail(name, allowed, "%s", notScalar(n))
+	case kind(n) != "text":
+		o.Fail(name, allowed, "is %s, to YAML; quote it: %q", kind(n), text)
+	default:
+		*dst = text
 	}
 }
 
@@ -250,12 +260,11 @@ func (o *Object) Bool(name string, dst *bool) {
 	if !ok {
 		return
 	}
-	b, ok := n.(*ast.BoolNode)
-	if !ok {
-		o.Fail(name, "true, false", "is %s", kind(n))
+	if k := kind(n); k != "true or false" {
+		o.Fail(name, "true, false", "is %s", k)
 		return
 	}
-	*dst = b.Value
+	*dst = strings.EqualFold(n.Value, "true")
 }
 
 // Int reads a whole number, of something, from least to most.
@@ -296,14 +305,10 @@ func FormatDuration(d time.Duration) string {
 
 // scalar returns the text of a scalar as the file has it, whatever YAML takes
 // it for: an address or a serial number may look like a number.
-func scalar(n ast.Node) (string, bool) {
-	switch n := n.(type) {
-	case *ast.StringNode:
+func scalar(n *yaml.Node) (string, bool) {
+	switch kind(n) {
+	case "text", "a number", "true or false":
 		return n.Value, true
-	case *ast.LiteralNode:
-		return n.Value.Value, true
-	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		return n.GetToken().Value, true
 	default:
 		return "", false
 	}
@@ -311,7 +316,7 @@ func scalar(n ast.Node) (string, bool) {
 
 // notScalar says what stands where a single value belongs. The parser takes an
 // IPv6 address in a list inside { } for a mapping.
-func notScalar(n ast.Node) string {
+func notScalar(n *yaml.Node) string {
 	switch k := kind(n); k {
 	case "a mapping":
 		return "is a mapping (quote a value that has a colon)"
@@ -335,7 +340,7 @@ func Scalar[T any](o *Object, name string, dst *T, allowed string, parse func(st
 	}
 	v, err := parse(text)
 	if err != nil {
-		o.doc.refuse(o.token(name), o.path+name, allowed, err)
+		o.doc.refuse(o.place(name), o.path+name, allowed, err)
 		return
 	}
 	*dst = v
@@ -353,12 +358,12 @@ func List[T any](o *Object, name string, dst *[]T, allowed string, parse func(st
 		key := o.path + name + "[" + strconv.Itoa(i) + "]"
 		text, ok := scalar(n)
 		if !ok {
-			o.doc.fail(begin(n), key, allowed, notScalar(n))
+			o.doc.fail(n, key, allowed, notScalar(n))
 			continue
 		}
 		v, err := parse(text)
 		if err != nil {
-			o.doc.refuse(begin(n), key, allowed, err)
+			o.doc.refuse(n, key, allowed, err)
 			continue
 		}
 		list = append(list, v)
@@ -386,16 +391,9 @@ func Map[K comparable, V any](o *Object, name string, dst *map[K]V, keys string,
 	if !ok {
 		return
 	}
-	var fields []*ast.MappingValueNode
-	switch n := n.(type) {
-	case *ast.MappingNode:
-		fields = n.Values
-	case *ast.MappingValueNode:
-		fields = []*ast.MappingValueNode{n}
-	}
-	if len(fields) == 0 {
-		problem := "is " + kind(n)
-		if k := kind(n); k == nothing || k == "a mapping" {
+	if k := kind(n); k != "a mapping" || len(n.Content) == 0 {
+		problem := "is " + k
+		if k == nothing || k == "a mapping" {
 			problem = "is empty"
 		}
 		o.Fail(name, "a mapping, each key "+keys+", each value one of "+values, "%s", problem)
@@ -403,10 +401,14 @@ func Map[K comparable, V any](o *Object, name string, dst *map[K]V, keys string,
 	}
 	out := map[K]V{}
 	lines := map[K]int{}
-	for _, f := range fields {
-		at := f.Key.GetToken()
+	for at, v := range pairs(n) {
 		path := o.path + name + "." + at.Value
-		k, err := key(at.Value)
+		word, ok := scalar(at)
+		if !ok {
+			o.doc.fail(at, path, keys, notScalar(at))
+			continue
+		}
+		k, err := key(word)
 		if err != nil {
 			o.doc.fail(at, path, keys, err.Error())
 			continue
@@ -415,14 +417,14 @@ func Map[K comparable, V any](o *Object, name string, dst *map[K]V, keys string,
 			o.doc.fail(at, path, "each key once", fmt.Sprintf("is given twice, first in line %d", line))
 			continue
 		}
-		lines[k] = at.Position.Line
-		text, ok := scalar(f.Value)
+		lines[k] = at.Line
+		text, ok := scalar(v)
 		if !ok {
-			o.doc.fail(begin(f.Value), path, values, notScalar(f.Value))
+			o.doc.fail(v, path, values, notScalar(v))
 			continue
 		}
 		if out[k], err = value(text); err != nil {
-			o.doc.fail(begin(f.Value), path, values, err.Error())
+			o.doc.fail(v, path, values, err.Error())
 		}
 	}
 	*dst = out

@@ -15,15 +15,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode"
 
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/lexer"
-	"github.com/goccy/go-yaml/parser"
-	"github.com/goccy/go-yaml/token"
+	"go.yaml.in/yaml/v4"
 )
 
 // Error is one mistake in a file.
@@ -61,10 +59,10 @@ type document struct {
 	errors []*Error
 }
 
-func (d *document) fail(at *token.Token, key, allowed, problem string) {
+func (d *document) fail(at *yaml.Node, key, allowed, problem string) {
 	e := &Error{File: d.file, Key: oneLine(key), Problem: oneLine(problem), Allowed: allowed}
-	if at != nil && at.Position != nil {
-		e.Line, e.Column = at.Position.Line, at.Position.Column
+	if at != nil {
+		e.Line, e.Column = at.Line, at.Column
 	}
 	d.errors = append(d.errors, e)
 }
@@ -85,7 +83,7 @@ type Unfit struct{ Problem, Allowed string }
 func (u *Unfit) Error() string { return u.Problem }
 
 // refuse reports a value that its parser refuses.
-func (d *document) refuse(at *token.Token, key, allowed string, err error) {
+func (d *document) refuse(at *yaml.Node, key, allowed string, err error) {
 	var unfit *Unfit
 	if errors.As(err, &unfit) {
 		allowed = unfit.Allowed
@@ -113,25 +111,9 @@ func Read(file string, data []byte, read func(*Object)) error {
 	if err := d.text(data); err != nil {
 		return err
 	}
-	tokens := lexer.Tokenize(string(bytes.TrimPrefix(data, []byte(byteOrderMark))))
-	if err := d.bounded(tokens); err != nil {
-		return err
-	}
-	// Duplicates are ours to report: the parser's words name no key.
-	parsed, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
+	root, err := d.parse(bytes.TrimPrefix(data, []byte(byteOrderMark)))
 	if err != nil {
-		return d.syntax(err)
-	}
-	var root ast.Node
-	for _, doc := range parsed.Docs {
-		if doc == nil || doc.Body == nil {
-			continue
-		}
-		if root != nil {
-			d.fail(begin(doc.Body), "", "one document, without ---", "has a second document")
-			return d.first()
-		}
-		root = doc.Body
+		return err
 	}
 	o := d.object(root, "", nil)
 	read(o)
@@ -139,60 +121,98 @@ func Read(file string, data []byte, read func(*Object)) error {
 	return d.first()
 }
 
-func (d *document) syntax(err error) error {
-	var located interface {
-		error
-		GetToken() *token.Token
-		GetMessage() string
+// parse returns the one document's content, nil where there is none.
+func (d *document) parse(data []byte) (*yaml.Node, error) {
+	// Duplicates are ours to report: the library's words name no key.
+	l, err := yaml.NewLoader(bytes.NewReader(data), yaml.WithUniqueKeys(false), yaml.WithPlugin(bounds{}))
+	if err != nil {
+		return nil, fmt.Errorf("make a YAML loader: %w", err)
 	}
-	if errors.As(err, &located) {
-		problem, allowed := located.GetMessage(), ""
-		switch {
-		case strings.Contains(problem, "tab character"), strings.Contains(problem, "'\t'"):
-			problem, allowed = "a tab where only spaces may stand", "spaces as indentation"
-		case strings.Contains(problem, "sequence end token"):
-			problem, allowed = "[ is not closed", "a list from [ to ]"
-		case strings.Contains(problem, "mapping end token"), strings.Contains(problem, "could not find flow mapping end"):
-			problem, allowed = "{ is not closed", "a mapping from { to }"
+	var root *yaml.Node
+	for {
+		var doc yaml.Node
+		if err := l.Load(&doc); errors.Is(err, io.EOF) {
+			return root, nil
+		} else if err != nil {
+			return nil, d.syntax(data, err)
 		}
-		d.fail(located.GetToken(), "", allowed, "not valid YAML: "+problem)
-	} else {
-		d.fail(nil, "", "", "not valid YAML: "+err.Error())
+		for _, n := range doc.Content {
+			if n.Kind == yaml.ScalarNode && n.Value == "" && kind(n) == nothing {
+				continue
+			}
+			if root != nil {
+				d.fail(n, "", "one document, without ---", "has a second document")
+				return nil, d.first()
+			}
+			if err := d.bounded(n, 1); err != nil {
+				return nil, err
+			}
+			root = n
+		}
 	}
-	return d.first()
 }
 
-// begin is where a node begins. A mapping's own token is its first colon.
-func begin(n ast.Node) *token.Token {
-	if m, ok := n.(*ast.MappingNode); ok && len(m.Values) > 0 {
-		return m.Values[0].Key.GetToken()
+// oneMore is an item of a list, or a key, behind whatever a file ends with.
+var oneMore = []byte("\n x")
+
+// syntax puts what the library says of data into the words of this package.
+func (d *document) syntax(data []byte, err error) error {
+	var located *yaml.LoadError
+	if !errors.As(err, &located) {
+		d.fail(nil, "", "", "not valid YAML: "+err.Error())
+		return d.first()
 	}
-	return n.GetToken()
+	at, problem, allowed := located.Mark, located.Message, ""
+	atEnd := at.Index >= len(bytes.TrimSpace(data))
+	switch {
+	case problem == tooDeep:
+		allowed = depthAllowed
+	case strings.Contains(problem, " tab "), at.Index < len(data) && data[at.Index] == '\t':
+		problem, allowed = "not valid YAML: a tab where only spaces may stand", "spaces as indentation"
+	case atEnd && located.ContextMsg == "while parsing a flow sequence":
+		at, problem, allowed = located.ContextMark, "not valid YAML: [ is not closed", "a list from [ to ]"
+	case atEnd && located.ContextMsg == "while parsing a flow mapping":
+		at, problem, allowed = located.ContextMark, "not valid YAML: { is not closed", "a mapping from { to }"
+	case atEnd && located.ContextMsg == "while parsing a flow node" && !bytes.HasSuffix(data, oneMore):
+		// It waits for an item. Behind one, the error is where the bracket is.
+		_, err := d.parse(slices.Concat(data, oneMore))
+		return err
+	case atEnd && located.ContextMsg == "while scanning a quoted scalar":
+		at, problem = located.ContextMark, "not valid YAML: a quotation mark is not closed"
+	case strings.HasSuffix(problem, "<document start>"):
+		problem = "not valid YAML: follows a whole mapping or value; is it indented like what it belongs to?"
+	default:
+		problem = "not valid YAML: " + problem
+	}
+	d.fail(&yaml.Node{Line: at.Line, Column: at.Column}, "", allowed, problem)
+	return d.first()
 }
 
 // nothing is the kind of a value that is not there, or null.
 const nothing = "nothing"
 
 // kind names what stands at n, in words for an operator.
-func kind(n ast.Node) string {
-	switch n.(type) {
-	case nil, *ast.NullNode:
+func kind(n *yaml.Node) string {
+	switch {
+	case n == nil:
 		return nothing
-	case *ast.MappingNode, *ast.MappingValueNode:
-		return "a mapping"
-	case *ast.SequenceNode:
-		return "a list"
-	case *ast.StringNode, *ast.LiteralNode:
-		return "text"
-	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
-		return "a number"
-	case *ast.BoolNode:
-		return "true or false"
-	case *ast.AnchorNode, *ast.AliasNode, *ast.MergeKeyNode:
+	case n.Kind == yaml.AliasNode, n.Anchor != "":
 		return "an anchor or an alias, which is not taken"
-	case *ast.TagNode:
+	case n.Style&yaml.TaggedStyle != 0, n.Tag == "!":
 		return "a tag, which is not taken"
-	default:
-		return "something else"
+	case n.Kind == yaml.MappingNode:
+		return "a mapping"
+	case n.Kind == yaml.SequenceNode:
+		return "a list"
+	}
+	switch n.Tag {
+	case "!!null":
+		return nothing
+	case "!!bool":
+		return "true or false"
+	case "!!int", "!!float":
+		return "a number"
+	default: // a point in time is text to us
+		return "text"
 	}
 }

@@ -81,36 +81,41 @@ func TestReadRefuses(t *testing.T) {
 		data string
 		want Error
 	}{
-		"an unknown key":           {"txt: a\n", Error{Line: 1, Column: 1, Key: "txt", Problem: "unknown key; did you mean text?", Allowed: keys}},
-		"two letters swapped":      {"tetx: a\n", Error{Line: 1, Column: 1, Key: "tetx", Problem: "unknown key; did you mean text?", Allowed: keys}},
-		"an unknown key inside":    {"items:\n- name: a\n  nme: b\n", Error{Line: 3, Column: 3, Key: "items[0].nme", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
-		"a misspelt needed key":    {"items:\n- {text: b, nam: c}\n", Error{Line: 2, Column: 13, Key: "items[0].nam", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
-		"behind another mistake":   {"number: 10\nitems:\n- {nam: c}\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number of things from 1 to 9"}},
-		"a key that is no word":    {"\"a\\nb\": 3\n", Error{Line: 1, Column: 1, Key: `a\nb`, Problem: "unknown key", Allowed: keys}},
-		"a key in capitals":        {"NUMBER: 3\n", Error{Line: 1, Column: 1, Key: "NUMBER", Problem: "unknown key; did you mean number?", Allowed: keys}},
-		"a bracket that is open":   {"names: [a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: [ is not closed", Allowed: "a list from [ to ]"}},
-		"a brace that is open":     {"inner: {name: a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: { is not closed", Allowed: "a mapping from { to }"}},
-		"the first of two":         {"zzz: 1\naaa: 1\n", Error{Line: 1, Column: 1, Key: "zzz", Problem: "unknown key", Allowed: keys}},
-		"a key twice":              {"text: a\ntext: b\n", Error{Line: 2, Column: 1, Key: "text", Problem: "is given twice, first in line 1", Allowed: "each key once"}},
-		"a number as text":         {"text: 5\n", Error{Line: 1, Column: 7, Key: "text", Problem: `is a number, to YAML; quote it: "5"`, Allowed: "text"}},
-		"text as truth":            {"yes: maybe\n", Error{Line: 1, Column: 6, Key: "yes", Problem: "is text", Allowed: "true, false"}},
-		"a number out of range":    {"number: 10\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number of things from 1 to 9"}},
-		"a duration without unit":  {"wait: 10\n", Error{Line: 1, Column: 7, Key: "wait", Problem: `"10" is not valid`, Allowed: "a duration with a unit, from 1s to 1h, such as 10s or 5m"}},
-		"an unknown word":          {"kind: c\n", Error{Line: 1, Column: 7, Key: "kind", Problem: `"c" is not known`, Allowed: "a, b"}},
-		"a scalar for a list":      {"names: a\n", Error{Line: 1, Column: 8, Key: "names", Problem: "is text", Allowed: "a list in [ ] of: names"}},
-		"a list for a scalar":      {"text: [a]\n", Error{Line: 1, Column: 7, Key: "text", Problem: "is a list", Allowed: "text"}},
-		"a list for a mapping":     {"inner: [a]\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is a list", Allowed: "a mapping (key: value)"}},
-		"a mapping in a list":      {"names:\n- a: b\n", Error{Line: 2, Column: 3, Key: "names[0]", Problem: "is a mapping (quote a value that has a colon)", Allowed: "names"}},
-		"an empty scalar":          {"text:\n", Error{Line: 1, Column: 1, Key: "text", Problem: "has no value", Allowed: "text"}},
-		"an empty item":            {"items:\n-\n", Error{Line: 2, Column: 3, Key: "items[0]", Problem: "is empty", Allowed: "a mapping (key: value)"}},
-		"a missing key in an item": {"items:\n- name: a\n- {}\n", Error{Line: 3, Column: 3, Key: "items[1].name", Problem: "is missing", Allowed: nameAllowed}},
-		"an anchor":                {"inner: &a {name: b}\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias, which is not taken", Allowed: "a mapping (key: value)"}},
-		"an alias":                 {"inner: *a\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias, which is not taken", Allowed: "a mapping (key: value)"}},
-		"a merge":                  {"<<: {}\n", Error{Line: 1, Column: 1, Key: "<<", Problem: "is not a plain key", Allowed: "plain words as keys"}},
-		"a tag":                    {"number: !!int 3\n", Error{Line: 1, Column: 9, Key: "number", Problem: "is a tag, which is not taken", Allowed: "a whole number of things from 1 to 9"}},
-		"a list at the root":       {"- a\n", Error{Line: 1, Column: 1, Problem: "is a list", Allowed: "a mapping (key: value)"}},
-		"two documents":            {"text: a\n---\ntext: b\n", Error{Line: 3, Column: 1, Problem: "has a second document", Allowed: "one document, without ---"}},
-		"no YAML":                  {"a: b: c\n", Error{Line: 1, Column: 4, Problem: "not valid YAML: mapping value is not allowed in this context"}},
+		"an unknown key":                    {"txt: a\n", Error{Line: 1, Column: 1, Key: "txt", Problem: "unknown key; did you mean text?", Allowed: keys}},
+		"two letters swapped":               {"tetx: a\n", Error{Line: 1, Column: 1, Key: "tetx", Problem: "unknown key; did you mean text?", Allowed: keys}},
+		"an unknown key inside":             {"items:\n- name: a\n  nme: b\n", Error{Line: 3, Column: 3, Key: "items[0].nme", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
+		"a misspelt needed key":             {"items:\n- {text: b, nam: c}\n", Error{Line: 2, Column: 13, Key: "items[0].nam", Problem: "unknown key; did you mean name?", Allowed: "name, text"}},
+		"behind another mistake":            {"number: 10\nitems:\n- {nam: c}\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number of things from 1 to 9"}},
+		"a key that is no word":             {"\"a\\nb\": 3\n", Error{Line: 1, Column: 1, Key: `a\nb`, Problem: "unknown key", Allowed: keys}},
+		"a key in capitals":                 {"NUMBER: 3\n", Error{Line: 1, Column: 1, Key: "NUMBER", Problem: "unknown key; did you mean number?", Allowed: keys}},
+		"a bracket that is open":            {"names: [a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: [ is not closed", Allowed: "a list from [ to ]"}},
+		"a quotation that is open":          {"text: 'a\nyes: true\n", Error{Line: 1, Column: 7, Problem: "not valid YAML: a quotation mark is not closed"}},
+		"a line further left":               {" text: a\nyes: true\n", Error{Line: 2, Column: 1, Problem: "not valid YAML: follows a whole mapping or value; is it indented like what it belongs to?"}},
+		"a comma that is missing":           {"names: [a, 'b' c]\n", Error{Line: 1, Column: 16, Problem: "not valid YAML: did not find expected ',' or ']'"}},
+		"a bracket behind which nothing is": {"names: [\n# c", Error{Line: 1, Column: 8, Problem: "not valid YAML: [ is not closed", Allowed: "a list from [ to ]"}},
+		"a brace behind a comma":            {"inner: {name: a,\n\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: { is not closed", Allowed: "a mapping from { to }"}},
+		"a brace that is open":              {"inner: {name: a\n", Error{Line: 1, Column: 8, Problem: "not valid YAML: { is not closed", Allowed: "a mapping from { to }"}},
+		"the first of two":                  {"zzz: 1\naaa: 1\n", Error{Line: 1, Column: 1, Key: "zzz", Problem: "unknown key", Allowed: keys}},
+		"a key twice":                       {"text: a\ntext: b\n", Error{Line: 2, Column: 1, Key: "text", Problem: "is given twice, first in line 1", Allowed: "each key once"}},
+		"a number as text":                  {"text: 5\n", Error{Line: 1, Column: 7, Key: "text", Problem: `is a number, to YAML; quote it: "5"`, Allowed: "text"}},
+		"text as truth":                     {"yes: maybe\n", Error{Line: 1, Column: 6, Key: "yes", Problem: "is text", Allowed: "true, false"}},
+		"a number out of range":             {"number: 10\n", Error{Line: 1, Column: 9, Key: "number", Problem: `"10" is not valid`, Allowed: "a whole number of things from 1 to 9"}},
+		"a duration without unit":           {"wait: 10\n", Error{Line: 1, Column: 7, Key: "wait", Problem: `"10" is not valid`, Allowed: "a duration with a unit, from 1s to 1h, such as 10s or 5m"}},
+		"an unknown word":                   {"kind: c\n", Error{Line: 1, Column: 7, Key: "kind", Problem: `"c" is not known`, Allowed: "a, b"}},
+		"a scalar for a list":               {"names: a\n", Error{Line: 1, Column: 8, Key: "names", Problem: "is text", Allowed: "a list in [ ] of: names"}},
+		"a list for a scalar":               {"text: [a]\n", Error{Line: 1, Column: 7, Key: "text", Problem: "is a list", Allowed: "text"}},
+		"a list for a mapping":              {"inner: [a]\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is a list", Allowed: "a mapping (key: value)"}},
+		"a mapping in a list":               {"names:\n- a: b\n", Error{Line: 2, Column: 3, Key: "names[0]", Problem: "is a mapping (quote a value that has a colon)", Allowed: "names"}},
+		"an empty scalar":                   {"text:\n", Error{Line: 1, Column: 1, Key: "text", Problem: "has no value", Allowed: "text"}},
+		"an empty item":                     {"items:\n-\n", Error{Line: 2, Column: 2, Key: "items[0]", Problem: "is empty", Allowed: "a mapping (key: value)"}},
+		"a missing key in an item":          {"items:\n- name: a\n- {}\n", Error{Line: 3, Column: 3, Key: "items[1].name", Problem: "is missing", Allowed: nameAllowed}},
+		"an anchor":                         {"inner: &a {name: b}\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias, which is not taken", Allowed: "a mapping (key: value)"}},
+		"an alias":                          {"inner: *a\n", Error{Line: 1, Column: 8, Key: "inner", Problem: "is an anchor or an alias, which is not taken", Allowed: "a mapping (key: value)"}},
+		"a merge":                           {"<<: {}\n", Error{Line: 1, Column: 1, Key: "<<", Problem: "is not a plain key", Allowed: "plain words as keys"}},
+		"a tag":                             {"number: !!int 3\n", Error{Line: 1, Column: 9, Key: "number", Problem: "is a tag, which is not taken", Allowed: "a whole number of things from 1 to 9"}},
+		"a list at the root":                {"- a\n", Error{Line: 1, Column: 1, Problem: "is a list", Allowed: "a mapping (key: value)"}},
+		"two documents":                     {"text: a\n---\ntext: b\n", Error{Line: 3, Column: 1, Problem: "has a second document", Allowed: "one document, without ---"}},
+		"no YAML":                           {"a: b: c\n", Error{Line: 1, Column: 5, Problem: "not valid YAML: mapping values are not allowed in this context"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := read(tt.data)
@@ -241,7 +246,7 @@ func TestReadIsBounded(t *testing.T) {
 	const many = 200_000
 	deep := fmt.Sprintf("is nested too deep; allowed: %d levels of mappings and lists", maxDepth)
 	for name, tt := range map[string]struct{ data, want string }{
-		"lists":           {"items: " + strings.Repeat("[", many), "f.yaml:1:39: " + deep},
+		"lists":           {"items: " + strings.Repeat("[", many), "f.yaml:1:40: " + deep},
 		"mappings":        {strings.Repeat("{a: ", many), "f.yaml:1:129: " + deep},
 		"lists of a line": {"items:\n" + strings.Repeat("- ", many) + "a\n", "f.yaml:2:65: " + deep},
 		"a staircase": {func() string {
@@ -251,8 +256,18 @@ func TestReadIsBounded(t *testing.T) {
 			}
 			return b.String()
 		}(), "f.yaml:33:34: " + deep},
-		"anchors": {"items: &a [" + strings.Repeat("&b x, ", many) + "]\n", "f.yaml:1:198: has too many anchors, aliases or tags; allowed: plain keys and values"},
-		"tags":    {"text: " + strings.Repeat("!!str ", many) + "a\n", "f.yaml:1:167: has too many anchors, aliases or tags; allowed: plain keys and values"},
+		"levels of both kinds": {strings.Repeat("- ", 16) + strings.Repeat("[", 17) + strings.Repeat("]", 17) + "\n", "f.yaml:1:49: " + deep},
+		"aliases that grow": {func() string {
+			var b strings.Builder
+			b.WriteString("a0: &a0 [x]\n")
+			for i := range 30 {
+				fmt.Fprintf(&b, "a%d: &a%d [%s]\n", i+1, i+1, strings.Repeat(fmt.Sprintf("*a%d, ", i), 100))
+			}
+			return b.String()
+		}(), "f.yaml:1:1: a0: unknown key; allowed: inner, items, kind, names, number, text, wait, yes"},
+		"an alias of what it is in": {"items: &a [*a]\n", "f.yaml:1:8: items: is an anchor or an alias, which is not taken; allowed: a list of mappings"},
+		"anchors":                   {"items: &a [" + strings.Repeat("&b x, ", many) + "]\n", "f.yaml:1:8: items: is an anchor or an alias, which is not taken; allowed: a list of mappings"},
+		"tags":                      {"text: " + strings.Repeat("!!str ", many) + "a\n", "f.yaml:1:13: not valid YAML: did not find expected key"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := read(tt.data); err == nil || err.Error() != tt.want {
@@ -271,6 +286,8 @@ func TestReadTakesTextOnly(t *testing.T) {
 		"a zero byte":          {"text: a\x00b\n", "f.yaml:1:8: has a control character (0x00); allowed: text without control characters"},
 		"an escape":            {"# ä\x1b\n", "f.yaml:1:4: has a control character (0x1b); allowed: text without control characters"},
 		"Latin-1":              {"yes: true\ntext: \xe4\n", "f.yaml:2:7: byte 0xe4 is not UTF-8; allowed: text in UTF-8"},
+		"a line of YAML 1.1":   {"text: a\u2028yes: true\n", "f.yaml:1:8: has a control character (0x2028); allowed: text without control characters"},
+		"a mark inside":        {"text: a\ufeffb\n", "f.yaml:1:8: has a control character (0xfeff); allowed: text without control characters"},
 		"UTF-16":               {"\xff\xfet\x00", "f.yaml:1:1: is UTF-16; allowed: text in UTF-8"},
 		"a byte order mark":    {"\ufefftext: 5\n", `f.yaml:1:7: text: is a number, to YAML; quote it: "5"; allowed: text`},
 		"lines of CR LF":       {"yes: true\r\nnumber: 10\r\n", `f.yaml:2:9: number: "10" is not valid; allowed: a whole number of things from 1 to 9`},

@@ -51,7 +51,7 @@ func ParseName(text string) (string, error) {
 // Name reads a Kubernetes name.
 func (o *Object) Name(name string, dst *string) {
 	n, ok := o.fields[name]
-	if ok && kind(n.Value) != "text" {
+	if ok && kind(n.value) != "text" {
 		o.String(name, dst, nameAllowed) // says to quote a number
 		return
 	}

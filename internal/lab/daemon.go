@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/goccy/go-yaml"
+	"go.yaml.in/yaml/v4"
 )
 
 // TrustDomain is the trust domain of all labs.
@@ -204,7 +204,7 @@ func (n *Node) Configure(cfg DaemonConfig) error {
 }
 
 func writeYAML(path string, content any) error {
-	b, err := yaml.Marshal(content)
+	b, err := yaml.Dump(content)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
 	}

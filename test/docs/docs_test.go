@@ -12,8 +12,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/culvert-mesh/culvert/privilege"
 )
@@ -56,13 +56,13 @@ func TestFirstConfiguration(t *testing.T) {
 // fields are the names in a line of JSON, in order.
 func fields(t *testing.T, line string) []string {
 	t.Helper()
-	var m yaml.MapSlice // JSON is YAML, and this keeps the order
-	if err := yaml.UnmarshalWithOptions([]byte(strings.TrimSpace(line)), &m, yaml.UseOrderedMap()); err != nil {
+	var n yaml.Node // JSON is YAML, and this keeps the order
+	if err := yaml.Load([]byte(strings.TrimSpace(line)), &n); err != nil {
 		t.Fatalf("%v in %s", err, line)
 	}
 	var out []string
-	for _, item := range m {
-		out = append(out, fmt.Sprint(item.Key))
+	for i, m := 0, n.Content[0]; i < len(m.Content); i += 2 {
+		out = append(out, m.Content[i].Value)
 	}
 	return out
 }

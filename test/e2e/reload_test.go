@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/goccy/go-yaml"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/culvert-mesh/culvert/internal/capture"
 	"github.com/culvert-mesh/culvert/internal/lab"
@@ -40,7 +40,7 @@ func entryOf(p *lab.Pod) podEntry {
 // text is what a file of entries holds.
 func (e *env) text(key string, entries any) string {
 	e.t.Helper()
-	b, err := yaml.Marshal(map[string]any{key: entries})
+	b, err := yaml.Dump(map[string]any{key: entries})
 	e.must(err)
 	return string(b)
 }
