@@ -81,8 +81,10 @@ func (bounds) ResolveAlias(string) (*yaml.Node, bool, error) {
 	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!null"}, true, nil
 }
 
-// bounded refuses a node at a depth whose levels of both kinds are too many.
+// bounded refuses a node at a depth whose levels of both kinds are too many, and
+// shifts the lines.
 func (d *document) bounded(n *yaml.Node, depth int) error {
+	n.Line += d.shift
 	if n.Kind == yaml.ScalarNode {
 		return nil
 	}

@@ -5,7 +5,6 @@ package strict
 import (
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,13 +81,19 @@ func (o *Object) take(name string) (*yaml.Node, bool) {
 // object's own keys is then left out: a misspelt key makes another one missing, and
 // a mapping another one than was meant.
 func (o *Object) finish() {
+	var left []string
+	for name := range o.fields {
+		if !slices.Contains(o.known, name) {
+			left = append(left, name)
+		}
+	}
+	if left == nil {
+		return
+	}
+	slices.Sort(left)
 	known := slices.Clone(o.known)
 	slices.Sort(known)
 	known = slices.Compact(known)
-	left := slices.DeleteFunc(slices.Sorted(maps.Keys(o.fields)), func(name string) bool { return slices.Contains(known, name) })
-	if len(left) == 0 {
-		return
-	}
 	own := slices.DeleteFunc(o.doc.errors[o.since:], func(e *Error) bool {
 		name, of := strings.CutPrefix(e.Key, o.path)
 		return of && slices.Contains(known, name)
@@ -226,16 +231,17 @@ func (o *Object) Objects(name string, read func(*Object)) {
 	}
 }
 
-func (o *Object) sequence(name, allowed string) []*yaml.Node {
+func (o *Object) sequence(name, allowed string) iter.Seq2[int, *yaml.Node] {
+	none := func(func(int, *yaml.Node) bool) {}
 	n, ok := o.take(name)
 	if !ok || kind(n) == nothing {
-		return nil
+		return none
 	}
 	if k := kind(n); k != "a list" {
 		o.Fail(name, allowed, "is %s", k)
-		return nil
+		return none
 	}
-	return n.Content
+	return o.doc.items(n)
 }
 
 // String reads text. A number or a truth value must be quoted.

@@ -57,6 +57,8 @@ func (e *Error) Error() string {
 type document struct {
 	file   string
 	errors []*Error
+	shift  int    // of the lines that the library counts
+	rest   pieces // of the file's list, where it is long
 }
 
 func (d *document) fail(at *yaml.Node, key, allowed, problem string) {
@@ -107,17 +109,26 @@ func (d *document) first() error {
 // Read parses data, which must be one YAML mapping or nothing at all, and calls
 // read with it. file is only used in errors, each of which is an *Error.
 func Read(file string, data []byte, read func(*Object)) error {
+	return readIn(file, data, pieceSize, read)
+}
+
+func readIn(file string, data []byte, size int, read func(*Object)) error {
 	d := &document{file: file}
 	if err := d.text(data); err != nil {
 		return err
 	}
-	root, err := d.parse(bytes.TrimPrefix(data, []byte(byteOrderMark)))
+	root, err := d.begin(bytes.TrimPrefix(data, []byte(byteOrderMark)), size)
 	if err != nil {
 		return err
 	}
 	o := d.object(root, "", nil)
 	read(o)
 	o.finish()
+	for len(d.rest.next(file)) > 0 { // of a list that nobody asked for
+	}
+	if d.rest.err != nil { // that it is no YAML goes before what it says
+		return d.rest.err
+	}
 	return d.first()
 }
 
@@ -140,12 +151,12 @@ func (d *document) parse(data []byte) (*yaml.Node, error) {
 			if n.Kind == yaml.ScalarNode && n.Value == "" && kind(n) == nothing {
 				continue
 			}
+			if err := d.bounded(n, 1); err != nil {
+				return nil, err
+			}
 			if root != nil {
 				d.fail(n, "", "one document, without ---", "has a second document")
 				return nil, d.first()
-			}
-			if err := d.bounded(n, 1); err != nil {
-				return nil, err
 			}
 			root = n
 		}
@@ -184,7 +195,7 @@ func (d *document) syntax(data []byte, err error) error {
 	default:
 		problem = "not valid YAML: " + problem
 	}
-	d.fail(&yaml.Node{Line: at.Line, Column: at.Column}, "", allowed, problem)
+	d.fail(&yaml.Node{Line: at.Line + d.shift, Column: at.Column}, "", allowed, problem)
 	return d.first()
 }
 

@@ -28,9 +28,11 @@ type shape struct {
 	Items  []string
 }
 
-func read(data string) (shape, error) {
+func read(data string) (shape, error) { return readPieces(data, pieceSize) }
+
+func readPieces(data string, size int) (shape, error) {
 	s := shape{Text: "default", Number: 7}
-	err := Read("f.yaml", []byte(data), func(o *Object) {
+	err := readIn("f.yaml", []byte(data), size, func(o *Object) {
 		o.String("text", &s.Text, "text")
 		o.Bool("yes", &s.Yes)
 		o.Int("number", &s.Number, "things", 1, 9)
@@ -119,6 +121,9 @@ func TestReadRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := read(tt.data)
+			if _, err2 := readPieces(tt.data, 0); fmt.Sprint(err) != fmt.Sprint(err2) {
+				t.Errorf("read in pieces: %v", err2)
+			}
 			var got *Error
 			if !errors.As(err, &got) {
 				t.Fatalf("error %v is not an *Error", err)
@@ -193,6 +198,8 @@ func FuzzRead(f *testing.F) {
 		"", "text: a\nitems:\n- name: b\n", "a: &b c\n", "names: [a, {b: c}]\n", "? a\n: b\n", "inner: {name: |\n x}",
 		"text: \"\\u00e4\\n\"\nyes: true\nnumber: 0x3\nwait: 1m30s\nkind: a\n", "names: [a, 'b', \"c\"]\ninner:\n  name: x\n",
 		"number: 03\n", "yes: True\n", "\t : a\n", "wait: 1e3s\n", "text: >-\n  a\n  b\n", "--- # a\ntext: 'it''s'\n...\n", "text: a # b\r\nnumber: 9\r\n",
+		"text: a\nitems:\n- name: b\n  text: c\n\n# d\n- name: e\n- {name: f}\n- name: 'g'\n- text: |-\n   h\n  name: i\n",
+		"items:\n- name: b\n- name: 'c\n- d'\n- name: e\n", "names:\n  - a\n  - b: c\n  - [d\n  - e\n", "---\nitems:\n-\n  name: a\n- name: b\n- nam: c\n-\n",
 	} {
 		f.Add(seed)
 	}
@@ -215,6 +222,11 @@ func FuzzRead(f *testing.F) {
 		s, err := read(data)
 		if again, err2 := read(data); !cmp.Equal(s, again) || fmt.Sprint(err) != fmt.Sprint(err2) {
 			t.Errorf("read again: %v, %v, before %v, %v", again, err2, s, err)
+		}
+		for size := range 3 {
+			if again, err2 := readPieces(data, 20*size); fmt.Sprint(err) != fmt.Sprint(err2) || err == nil && !cmp.Equal(s, again) {
+				t.Errorf("read in pieces of %d: %+v, %v, before %+v, %v", 20*size, again, err2, s, err)
+			}
 		}
 		if err != nil {
 			fails(t, data, err)
