@@ -41,9 +41,9 @@ func readPieces(data string, size int) (shape, error) {
 		List(o, "names", &s.Names, "names", ParseName)
 		o.Object("inner", func(o *Object) { o.Name("name", &s.Inner) })
 		o.Objects("items", func(o *Object) {
-			var name string
+			var name, text string
 			o.RequireName("name", &name)
-			o.String("text", &name, "text")
+			o.String("text", &text, "text")
 			s.Items = append(s.Items, name)
 		})
 	})
