@@ -189,7 +189,7 @@ func TestUDP(t *testing.T) {
 		_, err := c.Write([]byte(marker))
 		e.must(err)
 		buf := make([]byte, 100)
-		e.must(server.SetReadDeadline(time.Now().Add(5 * time.Second)))
+		e.must(server.SetReadDeadline(time.Now().Add(scaled(5 * time.Second))))
 		n, src, err := server.ReadFrom(buf)
 		e.must(err)
 		if got := src.(*net.UDPAddr).AddrPort().Addr().Unmap(); string(buf[:n]) != marker || got != from.Addr(family) {

@@ -172,7 +172,7 @@ func (e *env) must(err error) {
 
 // dial connects from a pod within five seconds; the connection is of use for twenty.
 func (e *env) dial(p *lab.Pod, to netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(e.ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(e.ctx, scaled(5*time.Second))
 	defer cancel()
 	c, err := p.Dial(ctx, to)
 	if err == nil {

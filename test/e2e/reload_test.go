@@ -116,14 +116,14 @@ func ruled(t *testing.T) (*env, []*lab.Daemon) {
 // call is an exchange on a connection of its own, which it closes. It leaves
 // nothing to the end of the test, and may be called from any goroutine.
 func (e *env) call(from *lab.Pod, dst netip.AddrPort) error {
-	ctx, cancel := context.WithTimeout(e.ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(e.ctx, scaled(5*time.Second))
 	defer cancel()
 	c, err := from.Dial(ctx, dst)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(scaled(5 * time.Second))); err != nil {
 		return err
 	}
 	return exchange(c, marker)

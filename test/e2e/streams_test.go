@@ -213,7 +213,7 @@ func TestBulk(t *testing.T) {
 		e.must(err)
 		wire := e.wire()
 		c := e.connect(e.Pod(1, 1), app.Addr(family))
-		e.must(c.SetDeadline(time.Now().Add(30 * time.Second)))
+		e.must(c.SetDeadline(time.Now().Add(scaled(30 * time.Second))))
 		var all sync.WaitGroup
 		all.Go(func() { c.Write(data); c.CloseWrite() })
 		h := sha256.New()
@@ -242,7 +242,7 @@ func TestDataThenReset(t *testing.T) {
 	e, _ := mesh(t)
 	ended := make(chan error, 200)
 	app, err := e.Pod(2, 1).Serve(8080, func(c *net.TCPConn) {
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(scaled(10 * time.Second)))
 		_, _ = io.WriteString(c, "!") // else the reset may come before there is a server
 		_, err := io.Copy(io.Discard, c)
 		ended <- err
