@@ -274,7 +274,7 @@ func Slowness() time.Duration {
 }
 
 // Until calls f until it returns nil, every few milliseconds. When the context ends first, or one of the hopeless
-// returns an error, the error says what was waited for, and the last reason.
+// returns an error (Within, Process.Ended), the error says what was waited for, and the last reason.
 func Until(ctx context.Context, what string, f func() error, hopeless ...func() error) error {
 	const pause = 5 * time.Millisecond
 	tick := time.NewTicker(pause)
@@ -294,5 +294,16 @@ func Until(ctx context.Context, what string, f func() error, hopeless ...func() 
 			return fmt.Errorf("wait until %s: %w", what, errors.Join(context.Cause(ctx), err))
 		case <-tick.C:
 		}
+	}
+}
+
+// Within has Until give up once it has waited so long from now.
+func Within(d time.Duration) func() error {
+	end := time.Now().Add(d)
+	return func() error {
+		if time.Now().After(end) {
+			return fmt.Errorf("has waited for %s", d)
+		}
+		return nil
 	}
 }

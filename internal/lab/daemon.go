@@ -216,17 +216,7 @@ func (d *Daemon) Ready(ctx context.Context) error {
 	return Until(ctx, "ztunnel of "+d.Node.Name+" is ready", func() error {
 		_, err := d.get(ctx, "/healthz/ready")
 		return err
-	}, d.ended)
-}
-
-// ended returns an error when the process has ended.
-func (d *Daemon) ended() error {
-	select {
-	case <-d.Done():
-		return fmt.Errorf("ztunnel of %s has ended: %v", d.Node.Name, d.err)
-	default:
-		return nil
-	}
+	}, d.Ended)
 }
 
 func (d *Daemon) get(ctx context.Context, path string) ([]byte, error) {
@@ -321,18 +311,33 @@ func (d *Daemon) WaitAccessLog(ctx context.Context, n int, match func(Entry) boo
 			return fmt.Errorf("has %d that match, %d in all", len(found), len(all))
 		}
 		return nil
-	}, d.ended)
+	}, d.Ended)
 	return found, err
 }
 
 // LogTail returns the last lines of the daemon's own log.
-func (d *Daemon) LogTail(lines int) string {
-	b, err := os.ReadFile(d.LogFile)
+func (d *Daemon) LogTail(lines int) string { return Tail(d.LogFile, lines) }
+
+// Tail returns the last lines of a file, or why it cannot be read.
+func Tail(path string, lines int) string {
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}
 	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// Tails returns the last lines of the files in the nodes' directories whose names match.
+func (l *Lab) Tails(lines int, patterns ...string) string {
+	var b strings.Builder
+	for _, pattern := range patterns {
+		found, _ := filepath.Glob(filepath.Join(l.Dir, "*", pattern))
+		for _, path := range found {
+			fmt.Fprintf(&b, "%s:\n%s\n", path, Tail(path, lines))
+		}
+	}
+	return b.String()
 }
 
 // Stop ends the daemon as a service manager does, and returns how it ended.

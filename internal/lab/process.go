@@ -63,6 +63,16 @@ func (p *Process) PID() int { return p.pid }
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Ended returns an error once the process has ended: with it, Until gives up.
+func (p *Process) Ended() error {
+	select {
+	case <-p.done:
+		return fmt.Errorf("process %d has ended: %v", p.pid, p.cmd.ProcessState)
+	default:
+		return nil
+	}
+}
+
 // Wait waits for the end of the process and returns how it ended, as exec.Cmd.Wait does.
 func (p *Process) Wait(ctx context.Context) error {
 	select {

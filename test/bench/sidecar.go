@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -176,26 +175,11 @@ func (s *site) listens(ctx context.Context, p *lab.Pod, proc *lab.Process, ports
 			}
 		}
 		return nil
-	}, func() error {
-		select {
-		case <-proc.Done():
-			return ended(proc)
-		default:
-			return nil
-		}
-	})
+	}, proc.Ended)
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, tail(p.Node, p.Name))
 	}
 	return nil
-}
-
-// ended says how a process that was to go on has ended.
-func ended(proc *lab.Process) error {
-	if err := proc.Wait(context.Background()); err != nil {
-		return fmt.Errorf("it has ended: %w", err)
-	}
-	return errors.New("it has ended")
 }
 
 // redirect gives a pod the rules that Istio gives it: all that it opens to

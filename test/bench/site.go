@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/culvert-mesh/culvert/internal/capture"
@@ -150,11 +149,7 @@ func (s *site) openAs(n *lab.Node, name string, start func(*exec.Cmd) (*lab.Proc
 func logFile(n *lab.Node, name string) string { return filepath.Join(n.Dir, name+".log") }
 
 // tail is the end of what a program has said.
-func tail(n *lab.Node, name string) string {
-	b, _ := os.ReadFile(logFile(n, name))
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return strings.Join(lines[max(0, len(lines)-10):], "\n")
-}
+func tail(n *lab.Node, name string) string { return lab.Tail(logFile(n, name), 10) }
 
 // marker is what the first request carries: an eye between the nodes looks for it.
 const marker = "culvert-bench: this is to be seen in plaintext on the direct path only"

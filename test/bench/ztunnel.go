@@ -84,7 +84,7 @@ func (z istio) carry(ctx context.Context, s *site, n *lab.Node, pods []*lab.Pod)
 	select {
 	case err = <-agent.done:
 	case <-proc.Done():
-		err = ended(proc)
+		err = proc.Ended()
 	case <-ctx.Done():
 		err = fmt.Errorf("it does not take its pods: %w", context.Cause(ctx))
 	}

@@ -231,23 +231,11 @@ func TestStoppedAuthority(t *testing.T) {
 
 			e.endsIn(stopped.Node, 0)
 			back := time.Now()
-			e.must(lab.Until(e.ctx, "calls are carried again", func() error { return e.call(e.Pod(1, 1), app.Addr(4)) }, e.ended(stopped)))
+			e.must(lab.Until(e.ctx, "calls are carried again", func() error { return e.call(e.Pod(1, 1), app.Addr(4)) }, stopped.Ended))
 			e.must(exchange(held, "after"))
 			t.Logf("lives of %v; the authority's end was %v before the refusals, %v of them are counted as %s; carried again %v after it had a new intermediate",
 				life, expired.Sub(over).Round(time.Millisecond), e.sum(stopped, failures, "reason", string(identity.ReasonCertificateExpired)), identity.ReasonCertificateExpired, time.Since(back).Round(time.Millisecond))
 		})
-	}
-}
-
-// ended says whether a daemon has ended, for lab.Until.
-func (e *env) ended(d *lab.Daemon) func() error {
-	return func() error {
-		select {
-		case <-d.Done():
-			return fmt.Errorf("%s has ended", d.Node.Name)
-		default:
-			return nil
-		}
 	}
 }
 
@@ -292,7 +280,7 @@ func TestRootRotation(t *testing.T) {
 				return err
 			}
 			return nil
-		}, e.ended(d[i])))
+		}, d[i].Ended))
 		if i == 0 { // a new session: the other node knows the new root by its trust file only
 			e.must(e.call(e.Pod(1, 2), fresh.Addr(4)))
 		}
@@ -316,7 +304,7 @@ func TestRootRotation(t *testing.T) {
 	}
 	load.whole(t, int64(200*time.Second/scaled(time.Second)))
 	for _, d := range d {
-		e.must(e.ended(d)())
+		e.must(d.Ended())
 	}
 }
 

@@ -167,7 +167,7 @@ func TestKillBetweenSteps(t *testing.T) {
 				after = rand.N(span)
 				when = fmt.Sprintf("killed %v after its start", after.Round(time.Millisecond))
 			} else {
-				for len(c.written(d)) == 0 && c.ended(d)() == nil && c.ctx.Err() == nil {
+				for len(c.written(d)) == 0 && d.Ended() == nil && c.ctx.Err() == nil {
 					<-time.After(100 * time.Microsecond)
 				}
 			}

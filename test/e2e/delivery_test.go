@@ -167,13 +167,7 @@ func (e *env) connecting(p *lab.Pod, to netip.AddrPort) (port uint16) {
 // until waits for f within patience.
 func (e *env) until(what string, f func() error) {
 	e.t.Helper()
-	end := time.Now().Add(patience())
-	e.must(lab.Until(e.ctx, what, f, func() error {
-		if time.Now().After(end) {
-			return errors.New("out of patience")
-		}
-		return nil
-	}))
+	e.must(lab.Until(e.ctx, what, f, lab.Within(patience())))
 }
 
 // TestDeliveryTriesAnotherPort: a SYN that nobody answers may have met a socket of

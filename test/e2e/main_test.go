@@ -14,7 +14,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -73,14 +72,7 @@ func setup(t *testing.T) *env {
 	e := &env{Lab: l, t: t, ctx: ctx}
 	t.Cleanup(func() {
 		if t.Failed() {
-			for _, n := range l.Nodes {
-				for _, f := range []string{"ztunnel.log", "access.log"} {
-					if b, err := os.ReadFile(filepath.Join(n.Dir, f)); err == nil {
-						lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-						t.Logf("%s %s:\n%s", n.Name, f, strings.Join(lines[max(0, len(lines)-15):], "\n"))
-					}
-				}
-			}
+			t.Log(l.Tails(15, "ztunnel.log", "access.log"))
 		}
 		if err := l.Close(); err != nil {
 			t.Errorf("close lab: %v", err)

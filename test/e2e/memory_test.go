@@ -106,10 +106,8 @@ func TestMemoryLimit(t *testing.T) {
 			t.Fatalf("connection %d, with all open: %v\n%s", i, err, d[0].LogTail(5))
 		}
 	}
-	select {
-	case <-d[0].Done():
-		t.Errorf("it has ended:\n%s", d[0].LogTail(10))
-	default:
+	if err := d[0].Ended(); err != nil {
+		t.Errorf("%v:\n%s", err, d[0].LogTail(10))
 	}
 	b, err := os.ReadFile(peak)
 	if errors.Is(err, fs.ErrNotExist) { // memory.peak came with 5.19

@@ -221,10 +221,8 @@ func TestHangup(t *testing.T) {
 		}
 	}
 	e.settled(d[0], 2)
-	select {
-	case <-d[0].Done():
-		t.Error("SIGHUP has ended the daemon")
-	default:
+	if err := d[0].Ended(); err != nil {
+		t.Errorf("after SIGHUP: %v", err)
 	}
 	traffic.whole(t, 1)
 }

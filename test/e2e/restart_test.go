@@ -112,7 +112,7 @@ func (l *load) served(t *testing.T, what string) {
 			}
 		}
 		return nil
-	}, l.e.ended(l.d[0]), l.e.ended(l.d[1])))
+	}, l.d[0].Ended, l.d[1].Ended))
 }
 
 // start starts a node's daemon and waits until each caller is served. It returns

@@ -66,14 +66,7 @@ func (e *env) echoProcess(p *lab.Pod, port uint16) {
 			return err
 		}
 		return c.Close()
-	}, func() error {
-		select {
-		case <-server.Done():
-			return errors.New("it has ended")
-		default:
-			return nil
-		}
-	}))
+	}, server.Ended))
 }
 
 // descriptors gives this process, and those that it starts, at least n.

@@ -3,35 +3,29 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/internal/lab"
 )
 
-// watch holds the handshakes that a daemon reports from now on.
+// watch holds what a daemon logs and counts from now on.
 type watch struct {
+	*lab.Watch
 	e      *env
 	d      *lab.Daemon
 	before lab.Metrics
-	log    int // bytes of its log
-	access int // lines of its access log
 }
 
 func (e *env) watch(d *lab.Daemon) *watch {
 	e.t.Helper()
 	m, err := d.Metrics(e.ctx)
 	e.must(err)
-	log, err := os.ReadFile(d.LogFile)
+	w, err := d.Watch()
 	e.must(err)
-	access, err := d.AccessLog()
-	e.must(err)
-	return &watch{e: e, d: d, before: m, log: len(log), access: len(access)}
+	return &watch{w, e, d, m}
 }
 
 const (
@@ -44,22 +38,9 @@ const (
 func (w *watch) failed(reporter string, reason identity.Reason, detail string) {
 	t := w.e.t
 	t.Helper()
-	var line string
-	err := lab.Until(w.e.ctx, fmt.Sprintf("%s reports %s", w.d.Node.Name, reason), func() error {
-		all, err := os.ReadFile(w.d.LogFile)
-		if err != nil {
-			return err
-		}
-		for l := range strings.Lines(string(all[w.log:])) {
-			if strings.Contains(l, `msg="handshake failed"`) && strings.HasSuffix(l, "\n") { // else it is being written
-				line = l
-				return nil
-			}
-		}
-		return errors.New("no handshake failed, by its log")
-	}, w.soon())
+	line, err := w.HandshakeFailed(w.e.ctx, lab.Within(patience()))
 	if err != nil {
-		t.Error(err)
+		t.Errorf("of %s: %v", reason, err)
 		return
 	}
 	wants := []string{"reporter=" + reporter + " ", "reason=" + string(reason) + " ", "peer=", detail}
@@ -75,17 +56,6 @@ func (w *watch) failed(reporter string, reason identity.Reason, detail string) {
 		}
 	}
 	w.counted(1, 0, reporter, reason)
-}
-
-// soon ends a wait.
-func (w *watch) soon() func() error {
-	end := time.Now().Add(patience())
-	return func() error {
-		if time.Now().After(end) {
-			return errors.New("out of patience")
-		}
-		return nil
-	}
 }
 
 // counted wants the metric of a reason to have risen by failed, the one of success
@@ -106,7 +76,7 @@ func (w *watch) counted(failed, succeeded float64, reporter string, reason ident
 			return fmt.Errorf("%s counts %v of reason %q by the %s, %v failures in all, %v successes", w.d.Node.Name, this, reason, reporter, all, good)
 		}
 		return nil
-	}, w.soon())
+	}, lab.Within(patience()))
 	if err != nil {
 		t.Error(err)
 	}
@@ -114,24 +84,8 @@ func (w *watch) counted(failed, succeeded float64, reporter string, reason ident
 
 // closed waits for the line of the access log of a connection to dst.
 func (w *watch) closed(direction string, dst netip.AddrPort) lab.Entry {
-	t := w.e.t
-	t.Helper()
-	var found lab.Entry
-	err := lab.Until(w.e.ctx, "the connection is in the access log", func() error {
-		all, err := w.d.AccessLog()
-		if err != nil {
-			return err
-		}
-		for _, l := range all[w.access:] {
-			if l.String("direction") == direction && l.String("dst.addr") == dst.String() {
-				found = l
-				return nil
-			}
-		}
-		return fmt.Errorf("%d lines, none for %s", len(all)-w.access, dst)
-	}, w.soon())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
+	w.e.t.Helper()
+	l, err := w.Closed(w.e.ctx, direction, dst, lab.Within(patience()))
+	w.e.must(err)
+	return l
 }

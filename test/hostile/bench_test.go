@@ -94,14 +94,7 @@ func newBench(t *testing.T, length time.Duration) *bench {
 				c.Close()
 			}
 			return err
-		}, func() error {
-			select {
-			case <-apps.Done():
-				return errors.New("they have ended")
-			default:
-				return nil
-			}
-		}))
+		}, apps.Ended))
 	}
 
 	other, err := b.Pod(2, 2).Echo(8080)

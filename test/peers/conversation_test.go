@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -217,7 +216,7 @@ func receive(r io.Reader) (d digest) {
 func (w *way) streams(e *env, family int) {
 	const n = 500
 	w.app.is(echo)
-	before := e.sum(successes)
+	before := e.handshakes()
 	conns := make([]net.Conn, n)
 	each := func(f func(i int) error) {
 		e.t.Helper()
@@ -246,7 +245,7 @@ func (w *way) streams(e *env, family int) {
 		return lab.Exchange(c, fmt.Sprintf("first of %d", i))
 	})
 	each(func(i int) error { return lab.Exchange(conns[i], fmt.Sprintf("second of %d", i)) })
-	handshakes := e.sum(successes) - before
+	handshakes := e.handshakes() - before
 	e.t.Logf("%d streams at once, %v new sessions", n, handshakes)
 	if handshakes > 8 { // the most that a pair of pods has
 		e.t.Errorf("%v handshakes for %d streams: they are not on sessions that they share", handshakes, n)
@@ -359,17 +358,17 @@ func (w *way) goesOn(e *env, family int, drain func()) (end func()) {
 	w.app.is(echo)
 	c1 := w.connect(e, family)
 	e.must(lab.Exchange(c1, "one"))
-	sessions := e.sum(successes)
+	sessions := e.handshakes()
 	c2 := w.connect(e, family)
 	e.must(lab.Exchange(c2, "two"))
-	if n := e.sum(successes) - sessions; n != 0 { // the control
+	if n := e.handshakes() - sessions; n != 0 { // the control
 		e.t.Errorf("control: the second connection made %v sessions", n)
 	}
 	_ = c2.Close()
 	drain()
 	c3 := w.connect(e, family)
 	e.must(lab.Exchange(c3, "three"))
-	if n := e.sum(successes) - sessions; n != 1 {
+	if n := e.handshakes() - sessions; n != 1 {
 		e.t.Errorf("%v new sessions after the GOAWAY, want 1", n)
 	}
 	e.must(lab.Exchange(c1, "four"))
@@ -388,50 +387,37 @@ func (w *way) goesOn(e *env, family int, drain func()) (end func()) {
 // than those that there are: it has heard, or said, GOAWAY by then.
 func (w *way) untilAnother(e *env, family int) {
 	e.t.Helper()
-	before := e.sum(successes)
+	before := e.handshakes()
 	e.must(lab.Until(e.ctx, "our client makes another session", func() error {
 		w.carries(e, family)
-		if e.sum(successes) == before {
+		if e.handshakes() == before {
 			return errors.New("it uses the one that it has")
 		}
 		return nil
-	}, soon()))
+	}, lab.Within(patience())))
 }
 
 // watch holds what our daemon logs from now on.
 type watch struct {
-	direction   string
-	access, log int // lines, bytes
+	*lab.Watch
+	direction string
 }
 
 func (w *way) watch(e *env) *watch { return e.watch(w.direction) }
 
 func (e *env) watch(direction string) *watch {
 	e.t.Helper()
-	access, err := e.daemon.AccessLog()
+	w, err := e.daemon.Watch()
 	e.must(err)
-	log, err := os.ReadFile(e.daemon.LogFile)
-	e.must(err)
-	return &watch{direction, len(access), len(log)}
+	return &watch{w, direction}
 }
 
 // closed waits for the line of the access log of a connection.
-func (w *watch) closed(e *env, dst netip.AddrPort) (found lab.Entry) {
+func (w *watch) closed(e *env, dst netip.AddrPort) lab.Entry {
 	e.t.Helper()
-	e.must(lab.Until(e.ctx, "the connection is in the access log", func() error {
-		all, err := e.daemon.AccessLog()
-		if err != nil {
-			return err
-		}
-		for _, l := range all[w.access:] {
-			if l.String("direction") == w.direction && l.String("dst.addr") == dst.String() {
-				found = l
-				return nil
-			}
-		}
-		return fmt.Errorf("%d lines, none of %s to %s", len(all)-w.access, w.direction, dst)
-	}, soon()))
-	return found
+	l, err := w.Closed(e.ctx, w.direction, dst, lab.Within(patience()))
+	e.must(err)
+	return l
 }
 
 // ended wants the connection's reason, and returns its line.
@@ -447,20 +433,8 @@ func (w *watch) ended(e *env, dst netip.AddrPort, reason string) lab.Entry {
 // refused waits for the line of a failed handshake, and wants words in it.
 func (w *watch) refused(e *env, words ...string) {
 	e.t.Helper()
-	var line string
-	e.must(lab.Until(e.ctx, "the handshake's failure is in the log", func() error {
-		all, err := os.ReadFile(e.daemon.LogFile)
-		if err != nil {
-			return err
-		}
-		for l := range strings.Lines(string(all[w.log:])) {
-			if strings.Contains(l, `msg="handshake failed"`) && strings.HasSuffix(l, "\n") { // else it is being written
-				line = l
-				return nil
-			}
-		}
-		return errors.New("no handshake failed, by its log")
-	}, soon()))
+	line, err := w.HandshakeFailed(e.ctx, lab.Within(patience()))
+	e.must(err)
 	for _, word := range words {
 		if !strings.Contains(line, word) {
 			e.t.Errorf("our log says %q, want %q in it", line, word)
@@ -468,12 +442,10 @@ func (w *watch) refused(e *env, words ...string) {
 	}
 }
 
-const successes = "mtls_handshake_success_total"
-
-// sum is a metric of our daemon.
-func (e *env) sum(name string, labels ...string) float64 {
+// handshakes is how many of our daemon's have succeeded.
+func (e *env) handshakes() float64 {
 	e.t.Helper()
 	m, err := e.daemon.Metrics(e.ctx)
 	e.must(err)
-	return m.Sum(name, labels...)
+	return m.Sum("mtls_handshake_success_total")
 }

@@ -50,7 +50,7 @@ func startEnvoy(e *env, binary string, p *lab.Pod, name string, listeners, clust
 	e.must(lab.Until(e.ctx, "Envoy is ready", func() error {
 		_, err := v.get(http.MethodGet, "/ready")
 		return err
-	}, ended(v.Process), soon()))
+	}, v.Ended, lab.Within(patience())))
 	return v
 }
 
@@ -97,7 +97,7 @@ func (v *envoy) line(e *env, route string) (found map[string]any) {
 				return nil
 			}
 		}
-	}, soon()))
+	}, lab.Within(patience())))
 	return found
 }
 
@@ -475,5 +475,5 @@ func (v *envoy) counts(e *env, name string, want float64) {
 			return fmt.Errorf("%s is %v, want %v", name, n, want)
 		}
 		return nil
-	}, soon()))
+	}, lab.Within(patience())))
 }

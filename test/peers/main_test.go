@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -63,15 +62,7 @@ func setup(t *testing.T) *env {
 	e := &env{Lab: l, t: t, ctx: ctx, ours: l.Pod(2, 1), theirs: l.Pod(1, 1)}
 	t.Cleanup(func() {
 		if t.Failed() {
-			for _, pattern := range []string{"*/ztunnel.log", "*/access.log", "*/peer*.log"} {
-				found, _ := filepath.Glob(filepath.Join(l.Dir, pattern))
-				for _, f := range found {
-					if b, err := os.ReadFile(f); err == nil {
-						lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-						t.Logf("%s:\n%s", f, strings.Join(lines[max(0, len(lines)-8):], "\n"))
-					}
-				}
-			}
+			t.Log(l.Tails(8, "ztunnel.log", "access.log", "peer*.log"))
 		}
 		if err := l.Close(); err != nil {
 			t.Errorf("close lab: %v", err)
@@ -172,33 +163,11 @@ func (e *env) listening(p *lab.Pod, at netip.AddrPort, proc *lab.Process) {
 			c.Close()
 		}
 		return err
-	}, ended(proc), soon()))
-}
-
-func ended(p *lab.Process) func() error {
-	return func() error {
-		select {
-		case <-p.Done():
-			return fmt.Errorf("the foreign peer has ended: %w", p.Wait(context.Background()))
-		default:
-			return nil
-		}
-	}
+	}, proc.Ended, lab.Within(patience())))
 }
 
 // patience is how long anything may take that takes no time.
 func patience() time.Duration { return 10 * time.Second * lab.Slowness() }
-
-// soon ends a wait.
-func soon() func() error {
-	end := time.Now().Add(patience())
-	return func() error {
-		if time.Now().After(end) {
-			return fmt.Errorf("has waited for %v", patience())
-		}
-		return nil
-	}
-}
 
 // families runs a test for IPv4 and IPv6.
 func families(e *env, f func(e *env, family int)) {

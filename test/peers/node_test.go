@@ -97,7 +97,7 @@ func (n *nodejs) hears(e *env, event string, fields object) (found object) {
 				return nil
 			}
 		}
-	}, ended(n.Process), soon()))
+	}, n.Ended, lab.Within(patience())))
 	return found
 }
 
@@ -145,7 +145,7 @@ func (n *nodejs) sessions(e *env, family, want int) {
 			return fmt.Errorf("it has %d", found)
 		}
 		return nil
-	}, soon()))
+	}, lab.Within(patience())))
 }
 
 // TestNodeClient: Node.js as client of our server.

@@ -5,7 +5,6 @@ package prometheus
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -61,9 +60,7 @@ func setup(t *testing.T) *env {
 	e := &env{Lab: l, t: t, ctx: ctx}
 	t.Cleanup(func() {
 		if t.Failed() {
-			for _, d := range e.daemons {
-				t.Logf("%s:\n%s", d.Node.Name, d.LogTail(10))
-			}
+			t.Log(l.Tails(10, "ztunnel.log"))
 		}
 		if err := l.Close(); err != nil {
 			t.Errorf("close lab: %v", err)
@@ -128,15 +125,10 @@ func (e *env) prometheus() *server {
 	e.must(err)
 	e.t.Cleanup(p.Kill)
 	s := &server{e}
-	e.must(lab.Until(e.ctx, "Prometheus is ready", func() error { _, err := s.get("/-/ready", nil); return err }, func() error {
-		select {
-		case <-p.Done():
-			said, _ := os.ReadFile(log.Name())
-			return errors.New("it has ended: " + string(said))
-		default:
-			return nil
-		}
-	}))
+	err = lab.Until(e.ctx, "Prometheus is ready", func() error { _, err := s.get("/-/ready", nil); return err }, p.Ended)
+	if err != nil {
+		e.t.Fatalf("%v\n%s", err, lab.Tail(log.Name(), 10))
+	}
 	return s
 }
 
