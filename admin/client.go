@@ -28,9 +28,6 @@ const (
 // ErrNoDaemon is Get's where nobody serves the socket.
 var ErrNoDaemon = errors.New("no ztunnel answers")
 
-// ErrOtherVersion is Get's where the daemon does not know what is asked for.
-var ErrOtherVersion = errors.New("the ztunnel that runs is of a version that does not know this")
-
 // Get asks the daemon behind a socket for a path, such as /status, and decodes its
 // answer, JSON; a *[]byte gets it as it is.
 func Get(ctx context.Context, socket, path string, answer any) error {
@@ -75,7 +72,7 @@ func ask(ctx context.Context, socket, method, path string, what []byte, answer a
 	case len(body) > maxAnswer:
 		return fmt.Errorf("ask ztunnel at %s: its answer is longer than %d MiB", socket, maxAnswer>>20)
 	case resp.StatusCode == http.StatusNotFound, resp.StatusCode == http.StatusMethodNotAllowed:
-		return fmt.Errorf("ask ztunnel at %s: %w", socket, ErrOtherVersion)
+		return fmt.Errorf("ask ztunnel at %s: the ztunnel that runs is of a version that does not know this", socket)
 	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("ask ztunnel at %s: it answers %s: %s", socket, resp.Status, strings.TrimSpace(string(body)))
 	}

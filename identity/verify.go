@@ -158,7 +158,7 @@ func findPaths(chain, roots []*x509.Certificate, now time.Time) ([][]*x509.Certi
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, // bothEnds is stricter
 	})
 	if err != nil {
-		return nil, noPath(chain, roots, err, now)
+		return nil, noPath(chain, roots, err)
 	}
 	var failure *Failure
 	paths = slices.DeleteFunc(paths, func(path []*x509.Certificate) bool {
@@ -191,7 +191,7 @@ func checkPath(path []*x509.Certificate) *Failure {
 }
 
 // noPath says why there is no path, and names the certificate to look at.
-func noPath(chain, roots []*x509.Certificate, err error, now time.Time) *Failure {
+func noPath(chain, roots []*x509.Certificate, err error) *Failure {
 	leaf := chain[0]
 	var invalid x509.CertificateInvalidError
 	switch {

@@ -94,8 +94,8 @@ const (
 
 func reporters() []Reporter { return []Reporter{ReporterSource, ReporterDestination} }
 
-// ReporterOf is the side that sees connections in this direction.
-func ReporterOf(d policy.Direction) Reporter {
+// reporterOf is the side that sees connections in this direction.
+func reporterOf(d policy.Direction) Reporter {
 	if d == policy.Outbound {
 		return ReporterSource
 	}

@@ -175,7 +175,7 @@ func (m *Metrics) Opened(c *Connection) Flow {
 // Closed counts a connection that has ended. f is what Opened returned; nil or
 // zero for a connection that was refused and never opened.
 func (m *Metrics) Closed(f *Flow, c *Connection) {
-	reporter := ReporterOf(c.Direction)
+	reporter := reporterOf(c.Direction)
 	if counter, ok := m.closed[closedKey{reporter, c.Reason}]; ok {
 		counter.Inc()
 	} else {

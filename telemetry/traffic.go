@@ -90,7 +90,7 @@ func (t *traffic) init(r prometheus.Registerer) {
 // first one of a pair.
 func (t *traffic) open(c *Connection) *series {
 	p := pair{
-		reporter: ReporterOf(c.Direction),
+		reporter: reporterOf(c.Direction),
 		source:   c.Src.Workload, sourceNS: c.Src.Namespace, sourceID: c.Src.Identity,
 		target: c.Dst.Workload, destNS: c.Dst.Namespace, destID: c.Dst.Identity,
 		security: security(c),

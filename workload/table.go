@@ -15,7 +15,6 @@ import (
 type Table struct {
 	all    []Workload
 	byAddr map[netip.Addr]*Workload
-	byUID  map[string]*Workload
 }
 
 // NewTable copies the workloads. It refuses a UID or an address that two of them
@@ -25,18 +24,18 @@ func NewTable(list []Workload) (*Table, error) {
 	t := &Table{
 		all:    slices.Clone(list),
 		byAddr: make(map[netip.Addr]*Workload, len(list)),
-		byUID:  make(map[string]*Workload, len(list)),
 	}
+	byUID := make(map[string]*Workload, len(list))
 	for i := range t.all {
 		w := &t.all[i]
-		if err := t.add(w); err != nil {
+		if err := t.add(w, byUID); err != nil {
 			return nil, fmt.Errorf("add workload %s/%s: %w", w.Namespace, w.Name, err)
 		}
 	}
 	return t, nil
 }
 
-func (t *Table) add(w *Workload) error {
+func (t *Table) add(w *Workload, byUID map[string]*Workload) error {
 	id, err := MakeIdentity(w.TrustDomain, w.Namespace, w.ServiceAccount)
 	if err != nil {
 		return err
@@ -45,10 +44,10 @@ func (t *Table) add(w *Workload) error {
 	if w.UID == "" {
 		return errors.New("it has no UID")
 	}
-	if other, twice := t.byUID[w.UID]; twice {
+	if other, twice := byUID[w.UID]; twice {
 		return fmt.Errorf("UID %s is also that of %s/%s", w.UID, other.Namespace, other.Name)
 	}
-	t.byUID[w.UID] = w
+	byUID[w.UID] = w
 	w.Addresses = slices.Clone(w.Addresses)
 	for i, a := range w.Addresses {
 		a = a.Unmap()
@@ -68,15 +67,6 @@ func (t *Table) ByAddr(a netip.Addr) (*Workload, bool) {
 		return nil, false
 	}
 	w, ok := t.byAddr[a.Unmap()]
-	return w, ok
-}
-
-// ByUID finds a workload by its UID. The same goes for it.
-func (t *Table) ByUID(uid string) (*Workload, bool) {
-	if t == nil {
-		return nil, false
-	}
-	w, ok := t.byUID[uid]
 	return w, ok
 }
 

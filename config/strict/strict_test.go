@@ -38,7 +38,7 @@ func readPieces(data string, size int) (shape, error) {
 		o.Int("number", &s.Number, "things", 1, 9)
 		o.Duration("wait", &s.Wait, time.Second, time.Hour)
 		Enum(o, "kind", &s.Kind, "a", "b")
-		List(o, "names", &s.Names, "names", ParseName)
+		List(o, "names", &s.Names, "names", parseName)
 		o.Object("inner", func(o *Object) { o.Name("name", &s.Inner) })
 		o.Objects("items", func(o *Object) {
 			var name, text string
@@ -150,12 +150,12 @@ func TestParseName(t *testing.T) {
 		long[i] = 'a'
 	}
 	for _, good := range []string{"a", "web-1", "a.b", "0", string(long[1:])} {
-		if _, err := ParseName(good); err != nil {
+		if _, err := parseName(good); err != nil {
 			t.Errorf("%q: %v", good, err)
 		}
 	}
 	for _, bad := range []string{"", "-a", "a-", "a.", ".a", "a..b", "a.-b", "a-.b", "A", "a_b", "a/b", "..", "a b", "ä", "a\x00", string(long)} {
-		if _, err := ParseName(bad); err == nil {
+		if _, err := parseName(bad); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
 	}
@@ -234,10 +234,10 @@ func FuzzRead(f *testing.F) {
 		}
 		good := s.Number >= 1 && s.Number <= 9 && (s.Wait == 0 || s.Wait >= time.Second && s.Wait <= time.Hour) && slices.Contains([]string{"", "a", "b"}, s.Kind)
 		for _, name := range slices.Concat(s.Names, s.Items) {
-			_, err := ParseName(name)
+			_, err := parseName(name)
 			good = good && err == nil
 		}
-		if _, err := ParseName(s.Inner); !good || s.Inner != "" && err != nil {
+		if _, err := parseName(s.Inner); !good || s.Inner != "" && err != nil {
 			t.Errorf("taken: %+v", s)
 		}
 		if plain, err := read(s.document()); err != nil || !cmp.Equal(s, plain) {

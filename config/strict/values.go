@@ -27,9 +27,9 @@ const maxName = 253
 // maxUID is the longest UID in characters; Kubernetes has 36.
 const maxUID = 128
 
-// ParseName takes a name as Kubernetes would. Such a name is also safe in a
+// parseName takes a name as Kubernetes would. Such a name is also safe in a
 // SPIFFE path and in a file name.
-func ParseName(text string) (string, error) {
+func parseName(text string) (string, error) {
 	if text == "" {
 		return "", errors.New("is empty")
 	}
@@ -55,7 +55,7 @@ func (o *Object) Name(name string, dst *string) {
 		o.String(name, dst, nameAllowed) // says to quote a number
 		return
 	}
-	Scalar(o, name, dst, nameAllowed, ParseName)
+	Scalar(o, name, dst, nameAllowed, parseName)
 }
 
 // RequireName reads a Kubernetes name that must be there.

@@ -26,8 +26,7 @@ const (
 	intermediateCert = "intermediate.pem"
 	intermediateKey  = "intermediate.key"
 
-	dirMode  = 0o700
-	fileMode = 0o600
+	dirMode = 0o700
 )
 
 // Mends, as an operator would do them.

@@ -60,7 +60,6 @@ type Capture struct {
 	segments   []Segment
 	seen       []int // per marker
 	flows      map[flow]*tail
-	frames     int
 	unreadable int
 	dropped    int
 	err        error
@@ -205,7 +204,6 @@ func (c *Capture) take(frame []byte, at time.Time) {
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.frames++
 	if c.pcap != nil {
 		if err := writePcapFrame(c.pcap, at, frame); err != nil {
 			c.setErr(fmt.Errorf("write pcap: %w", err))
@@ -356,12 +354,12 @@ func (c *Capture) Seen(i int) int {
 	return c.seen[i]
 }
 
-// Frames returns how many frames were seen, and how many of them may carry TCP but could not be read.
-func (c *Capture) Frames() (all, unreadable int) {
+// Unreadable returns how many frames may carry TCP but could not be read.
+func (c *Capture) Unreadable() int {
 	c.Sync()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.frames, c.unreadable
+	return c.unreadable
 }
 
 // Close ends the capture; what was counted can still be asked for. It returns what Err returns.

@@ -37,8 +37,8 @@ func (r *Report) Section(format string, args ...any) {
 	fmt.Fprintf(r.w, "\n%s\n", r.paint(ansiBold, fmt.Sprintf(format, args...)))
 }
 
-// Check prints a line with a mark that says whether it holds. It returns ok.
-func (r *Report) Check(ok bool, label, format string, args ...any) bool {
+// Check prints a line with a mark that says whether it holds.
+func (r *Report) Check(ok bool, label, format string, args ...any) {
 	r.lines++
 	mark := r.paint(ansiGreen, "✓")
 	value := fmt.Sprintf(format, args...)
@@ -47,7 +47,6 @@ func (r *Report) Check(ok bool, label, format string, args ...any) bool {
 		r.failed = append(r.failed, label)
 	}
 	fmt.Fprintf(r.w, "  %s %s  %s\n", mark, r.pad(label), value)
-	return ok
 }
 
 // Warn prints a line that holds at a cost.

@@ -71,16 +71,15 @@ func dial(ctx context.Context, do func(func() error) error, d *net.Dialer, to st
 	return c.(*net.TCPConn), nil
 }
 
-// HTTPClient returns a client whose connections begin in the pod; each request has a connection of its own unless
-// keepAlive is set.
-func (p *Pod) HTTPClient(keepAlive bool) *http.Client { return httpClient(p.Do, keepAlive) }
+// HTTPClient returns a client whose connections begin in the pod, one for each request.
+func (p *Pod) HTTPClient() *http.Client { return httpClient(p.Do) }
 
 // HTTPClient returns a client whose connections begin in the node's namespace, one for each request.
-func (n *Node) HTTPClient() *http.Client { return httpClient(n.Do, false) }
+func (n *Node) HTTPClient() *http.Client { return httpClient(n.Do) }
 
-func httpClient(do func(func() error) error, keepAlive bool) *http.Client {
+func httpClient(do func(func() error) error) *http.Client {
 	return &http.Client{Transport: &http.Transport{
-		DisableKeepAlives:  !keepAlive,
+		DisableKeepAlives:  true,
 		DisableCompression: true, // a marker has to stay readable where it is in plaintext
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			c, err := dial(ctx, do, new(net.Dialer), address)

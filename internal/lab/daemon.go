@@ -122,7 +122,7 @@ func (n *Node) LaunchDaemon(cfg DaemonConfig) (*Daemon, error) {
 		AccessLogFile: filepath.Join(dir, "access.log"),
 		LogFile:       filepath.Join(dir, "ztunnel.log"),
 		runDir:        runDir(dir),
-		client:        httpClient(do, false),
+		client:        httpClient(do),
 	}
 	var err error
 	if d.binary, err = filepath.Abs(cfg.Binary); err != nil {

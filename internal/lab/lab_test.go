@@ -80,12 +80,8 @@ func TestPlaintextIsSeen(t *testing.T) {
 			defer c.Close()
 			sent := 0
 			for _, part := range []string{marker, cut[:7], cut[7:]} { // Go sets TCP_NODELAY: a segment each
-				if _, err := io.WriteString(c, part); err != nil {
-					t.Fatal(err)
-				}
-				back := make([]byte, len(part))
-				if _, err := io.ReadFull(c, back); err != nil || string(back) != part {
-					t.Fatalf("echo of %q: %q, %v", part, back, err)
+				if err := Exchange(c, part); err != nil {
+					t.Fatalf("echo of %q: %v", part, err)
 				}
 				sent += len(part)
 			}
@@ -111,7 +107,7 @@ func TestPlaintextIsSeen(t *testing.T) {
 			if n, _ := wire.Payload(func(s capture.Segment) bool { return s.Port(15008) }); n != 0 {
 				t.Errorf("%d segments on port 15008", n)
 			}
-			if _, unreadable := wire.Frames(); unreadable != 0 {
+			if unreadable := wire.Unreadable(); unreadable != 0 {
 				t.Errorf("%d frames cannot be read", unreadable)
 			}
 			if err := wire.Close(); err != nil {
@@ -137,7 +133,7 @@ func TestApplications(t *testing.T) {
 	}
 	client := l.Pod(1, 1)
 	for _, family := range []int{4, 6} {
-		resp, err := client.HTTPClient(false).Post("http://"+web.Addr(family).String(), "text/plain", strings.NewReader("hello"))
+		resp, err := client.HTTPClient().Post("http://"+web.Addr(family).String(), "text/plain", strings.NewReader("hello"))
 		if err != nil {
 			t.Fatal(err)
 		}

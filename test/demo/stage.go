@@ -147,13 +147,13 @@ func (s *stage) exchange(ctx context.Context, pcap string) outcome {
 	}
 	_, o.tunnel = wire.Payload(func(c capture.Segment) bool { return c.Port(hbonePort) })
 	o.marker = wire.Seen(0)
-	_, o.unreadable = wire.Frames()
+	o.unreadable = wire.Unreadable()
 	return o
 }
 
 // http sends requests from shop to web, each on a connection of its own and with the marker at both ends of its body.
 func (s *stage) http(ctx context.Context, family int, o *outcome) error {
-	client := s.shop.HTTPClient(false)
+	client := s.shop.HTTPClient()
 	client.Timeout = exchangePatience
 	body := []byte(s.marker + strings.Repeat(".", bodySize-2*len(s.marker)) + s.marker)
 	url := "http://" + netip.AddrPortFrom(s.web.Addr(family), webPort).String() + "/"

@@ -80,10 +80,10 @@ func escape(w *strings.Builder, s string) {
 	}
 }
 
-// ParseBaggage takes what it knows from the values of baggage fields; of a
+// parseBaggage takes what it knows from the values of baggage fields; of a
 // member that comes twice, the last. It never fails: what is malformed or
 // longer than 8192 bytes in all is left out.
-func ParseBaggage(values []string) Baggage {
+func parseBaggage(values []string) Baggage {
 	var b Baggage
 	total := 0
 	for _, v := range values {

@@ -99,7 +99,7 @@ func ParseRequest(fields []hpack.HeaderField) (Request, *Refusal) {
 				r.Forwarded = parseForwarded(f.Value)
 			}
 		case fieldTraceparent:
-			if t, ok := ParseTrace(f.Value); ok && r.Trace.IsZero() && len(f.Value) <= maxTraceparent {
+			if t, ok := parseTrace(f.Value); ok && r.Trace.IsZero() && len(f.Value) <= maxTraceparent {
 				r.Trace = t
 			}
 		default:
@@ -116,7 +116,7 @@ func ParseRequest(fields []hpack.HeaderField) (Request, *Refusal) {
 		return refuse("authority is not ip:port: " + strconv.Quote(clip(authority)))
 	}
 	r.Authority = a
-	r.Baggage = ParseBaggage(baggage)
+	r.Baggage = parseBaggage(baggage)
 	return r, nil
 }
 

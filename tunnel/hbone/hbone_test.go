@@ -25,7 +25,7 @@ func fields(pairs ...string) []hpack.HeaderField {
 }
 
 func trace(s string) Trace {
-	t, ok := ParseTrace(s)
+	t, ok := parseTrace(s)
 	if !ok {
 		panic(s)
 	}
@@ -208,7 +208,7 @@ func TestParseBaggage(t *testing.T) {
 		"above it":      {[]string{"service.name=" + strings.Repeat("a", maxBaggage-len("service.name=")+1)}, Baggage{}},
 		"above in two":  {[]string{"service.name=a", strings.Repeat("b", maxBaggage)}, Baggage{Service: "a"}},
 	} {
-		if d := cmp.Diff(tt.want, ParseBaggage(tt.in)); d != "" {
+		if d := cmp.Diff(tt.want, parseBaggage(tt.in)); d != "" {
 			t.Errorf("%s: %s", name, d)
 		}
 	}

@@ -39,9 +39,9 @@ func (t Trace) String() string {
 	return string(b[:])
 }
 
-// ParseTrace takes a field's value. Of a version above 00 it takes what 00 has
+// parseTrace takes a field's value. Of a version above 00 it takes what 00 has
 // too; what is malformed is none.
-func ParseTrace(s string) (t Trace, ok bool) {
+func parseTrace(s string) (t Trace, ok bool) {
 	if len(s) < traceLen || s[2] != '-' || s[traceParent-1] != '-' || s[traceFlags-1] != '-' {
 		return Trace{}, false
 	}
