@@ -225,14 +225,7 @@ func (f *files) reload(r *reports) {
 
 // watch takes changes of the files until ctx ends.
 func (f *files) watch(ctx context.Context, r *reports) {
-	tick := time.NewTicker(watch.Every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	watch.Run(ctx, func() {
 		if data, changed, err := f.workloads.Changed(); changed {
 			r.say("workloads", f.takeWorkloads(data, err))
 		}
@@ -242,7 +235,7 @@ func (f *files) watch(ctx context.Context, r *reports) {
 			}
 		}
 		f.retry(time.Now(), r)
-	}
+	})
 }
 
 // reports says how reloads went, in log and metric.

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -127,19 +126,10 @@ func (t *trust) watch(ctx context.Context, r *reports) {
 	if t.path == "" {
 		return
 	}
-	tick := time.NewTicker(watch.Every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			t.look(r)
-		}
-	}
+	watch.Run(ctx, func() { t.look(r) })
 }
 
-// look is one tick of watch.
+// look is one look of watch.
 func (t *trust) look(r *reports) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -9,6 +9,7 @@ package watch
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"io/fs"
 	"os"
@@ -18,8 +19,23 @@ import (
 	"github.com/culvert-mesh/culvert/internal/input"
 )
 
-// Every is how often a file is looked at: one stat(2), about a microsecond.
-const Every = 250 * time.Millisecond
+// every is how often a file is looked at: one stat(2), about a microsecond.
+const every = 250 * time.Millisecond
+
+// Run calls look, which asks files whether they have changed, now and then until ctx
+// ends.
+func Run(ctx context.Context, look func()) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			look()
+		}
+	}
+}
 
 // settled is how old a file must be when it is read for its times to tell a
 // later change: the clock of file systems ticks each 1-10 ms, and some know

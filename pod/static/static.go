@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -52,14 +51,7 @@ func (s *Source) Reload() error {
 // Watch reloads when the file has changed, until ctx ends, and calls report
 // after each time that it did.
 func (s *Source) Watch(ctx context.Context, report func(error)) {
-	tick := time.NewTicker(watch.Every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	watch.Run(ctx, func() {
 		s.loading.Lock()
 		data, changed, err := s.file.Changed()
 		if changed {
@@ -69,7 +61,7 @@ func (s *Source) Watch(ctx context.Context, report func(error)) {
 		if changed {
 			report(err)
 		}
-	}
+	})
 }
 
 func (s *Source) take(data []byte, err error) error {
