@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -29,6 +30,9 @@ type Mount struct {
 	Pattern string
 	Handler http.Handler
 }
+
+// Socket is the path of the socket of a daemon with this run directory.
+func Socket(runDir string) string { return filepath.Join(runDir, "admin.sock") }
 
 // Listen makes the socket at path, in place of one that a killed daemon has
 // left, and serves it until Close. Who calls it holds the run directory's lock.

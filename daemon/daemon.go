@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -180,7 +179,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		log: log, level: opt.Level, lines: opt.Lines, keeper: keeper, reports: reports, store: decided.store, issuer: issuer,
 		trust: trusted, tunnel: tun, existing: beside, refusals: recorder.Refusals, metrics: scraped,
 	}
-	served, err := admin.Listen(ctx, filepath.Join(cfg.RunDir, "admin.sock"), c.mounts()...)
+	served, err := admin.Listen(ctx, admin.Socket(cfg.RunDir), c.mounts()...)
 	if err != nil {
 		return err
 	}

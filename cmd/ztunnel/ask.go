@@ -197,7 +197,7 @@ func (a *asker) reach(ask func(socket string) error) error {
 	if err != nil {
 		return err
 	}
-	err = ask(filepath.Join(c.RunDir, "admin.sock"))
+	err = ask(admin.Socket(c.RunDir))
 	switch {
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return fmt.Errorf("%w: needs root, runs as user %d: use sudo", err, os.Geteuid())
@@ -219,7 +219,7 @@ func (a *asker) reach(ask func(socket string) error) error {
 // otherDaemons are the run folders of instances whose socket is there.
 func otherDaemons(runDir string) (out []string) {
 	for _, dir := range redirect.RunDirs() {
-		if _, err := os.Stat(filepath.Join(dir, "admin.sock")); err == nil && dir != runDir {
+		if _, err := os.Stat(admin.Socket(dir)); err == nil && dir != runDir {
 			out = append(out, dir)
 		}
 	}

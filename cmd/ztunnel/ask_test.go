@@ -30,7 +30,7 @@ import (
 func answering(t *testing.T, path string, answer http.HandlerFunc) string {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := admin.Listen(t.Context(), filepath.Join(dir, "admin.sock"), admin.Mount{Pattern: path, Handler: answer})
+	s, err := admin.Listen(t.Context(), admin.Socket(dir), admin.Mount{Pattern: path, Handler: answer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestKilledDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: filepath.Join(dir, "admin.sock")}); err != nil {
+	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: admin.Socket(dir)}); err != nil {
 		t.Fatal(err)
 	}
 	syscall.Close(fd)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"text/template"
@@ -81,7 +80,7 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 			_, _ = w.Write(b.Bytes())
 		})})
 	}
-	s, err := admin.Listen(context.Background(), filepath.Join(dir, "admin.sock"), mounts...)
+	s, err := admin.Listen(context.Background(), admin.Socket(dir), mounts...)
 	ts.Check(err)
 	ts.Defer(func() { ts.Check(s.Close()) })
 }

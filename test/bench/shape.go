@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/google/pprof/profile"
+
+	"github.com/culvert-mesh/culvert/admin"
 )
 
 // What the shape of the data path has to give.
@@ -143,7 +145,7 @@ func (b *bench) profileBulk(ctx context.Context, s *site) (calls, aes float64, e
 	errs := make([]error, len(s.daemons))
 	var fetches sync.WaitGroup
 	for i, d := range s.daemons {
-		fetches.Go(func() { all[i], errs[i] = fetchProfile(ctx, filepath.Join(d.RunDir(), "admin.sock"), length) })
+		fetches.Go(func() { all[i], errs[i] = fetchProfile(ctx, admin.Socket(d.RunDir()), length) })
 	}
 	fetches.Wait()
 	if err := errors.Join(errs...); err != nil {
