@@ -116,11 +116,9 @@ func (x *existing) add(key string, pod beside, clear tupler) *existingPod {
 	x.mu.Unlock()
 	x.look(p)
 	x.wg.Go(func() {
-		again := time.NewTimer(lookAgainAfter)
-		defer again.Stop()
 		select {
 		case <-x.stop:
-		case <-again.C:
+		case <-time.After(lookAgainAfter):
 			x.look(p)
 		}
 	})

@@ -240,13 +240,10 @@ func (k *Keeper) enrol(l *life) Enrolment {
 		pause := k.pause(failures)
 		k.cfg.Logger.Error("pod is not enrolled", "pod", l.pod.Key(), "err", err, "failures", failures, "again_in", pause)
 		k.set(l, Enrolling, failures, err.Error())
-		timer := time.NewTimer(pause)
 		select {
-		case <-timer.C:
+		case <-time.After(pause):
 		case <-l.kick:
-			timer.Stop()
 		case <-l.ctx.Done():
-			timer.Stop()
 			return nil
 		}
 	}
@@ -311,11 +308,9 @@ func (k *Keeper) drain(l *life, e Enrolment) {
 		pause := k.pause(failures)
 		k.cfg.Logger.Error("pod does not leave", "pod", l.pod.Key(), "err", err, "failures", failures, "again_in", pause)
 		k.set(l, Draining, failures, err.Error())
-		timer := time.NewTimer(pause)
 		select {
-		case <-timer.C:
+		case <-time.After(pause):
 		case <-k.ctx.Done():
-			timer.Stop()
 			if closed {
 				return // what is left stays written down for the next process
 			}
