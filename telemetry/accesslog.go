@@ -8,10 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/culvert-mesh/culvert/internal/cli"
 )
 
 const (
@@ -95,7 +94,7 @@ func NewAccessLog(c AccessLogConfig) (*AccessLog, error) {
 		l.line = appendText
 	case "", "auto":
 		l.line = appendJSON
-		if IsTerminal(c.Writer) {
+		if cli.IsTerminal(c.Writer) {
 			l.line = appendText
 		}
 	default:
@@ -252,23 +251,4 @@ func (l *AccessLog) write(b []byte, failing bool) bool {
 		l.logger.Warn("access log cannot be written; lines are dropped until it can", "error", err)
 	}
 	return err != nil
-}
-
-// IsTerminal says whether w is a terminal.
-func IsTerminal(w io.Writer) bool {
-	// Not Fd(): that would make the descriptor, and what shares it, blocking.
-	f, ok := w.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return false
-	}
-	terminal := false
-	err = raw.Control(func(fd uintptr) {
-		_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
-		terminal = err == nil
-	})
-	return err == nil && terminal
 }

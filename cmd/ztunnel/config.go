@@ -12,8 +12,8 @@ import (
 
 	"github.com/culvert-mesh/culvert/config"
 	"github.com/culvert-mesh/culvert/daemon"
+	"github.com/culvert-mesh/culvert/internal/cli"
 	"github.com/culvert-mesh/culvert/preflight"
-	"github.com/culvert-mesh/culvert/telemetry"
 )
 
 // configFlag adds --config to a command.
@@ -72,7 +72,7 @@ func checkFiles(out io.Writer, c *config.Config) error {
 
 // asJSON says whether lines that end up at w are to be JSON.
 func asJSON(form config.Format, w io.Writer) bool {
-	return form == config.FormatJSON || form == config.FormatAuto && !telemetry.IsTerminal(w)
+	return form == config.FormatJSON || form == config.FormatAuto && !cli.IsTerminal(w)
 }
 
 // newLogger makes the daemon's own log. Level is that of the lines, and may change;

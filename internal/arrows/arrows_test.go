@@ -125,7 +125,7 @@ var rules = []rule{
 	{
 		why:  "parts hand telemetry their records",
 		of:   []string{"telemetry"},
-		only: []string{"identity", "policy", "config/strict"},
+		only: []string{"identity", "policy", "config/strict", "internal/cli"},
 	},
 	{
 		why:   "what a machine lacks is found before anything runs",

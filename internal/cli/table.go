@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"unicode"
 	"unicode/utf8"
 
@@ -28,7 +29,7 @@ func IsTerminal(w io.Writer) bool {
 // control asks the kernel about the descriptor of w, and reports whether w has one
 // and it was answered.
 func control(w io.Writer, ask func(fd int) error) bool {
-	f, ok := w.(*os.File)
+	f, ok := w.(syscall.Conn)
 	if !ok {
 		return false
 	}
