@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -63,7 +62,7 @@ func TestEachCapabilityIsNeeded(t *testing.T) {
 	if err := pod.Do(addEth0); err != nil {
 		t.Fatal(err)
 	}
-	cgroup := newCgroup(t)
+	cgroup := testns.Cgroup(t, "daemon")
 	// Somebody else's process in the pod, which has to be found to live in the cgroup.
 	app := exec.CommandContext(t.Context(), "sleep", "600")
 	app.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -165,31 +164,6 @@ func start(t *testing.T, cgroup string, cmd *exec.Cmd, f func() error) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); _ = cmd.Wait() })
-}
-
-// newCgroup makes a cgroup of v2 for the test's time.
-func newCgroup(t *testing.T) string {
-	t.Helper()
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); f[2] == "cgroup2" {
-			dir := filepath.Join(f[1], fmt.Sprintf("culvert-test-%d", os.Getpid()))
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := os.Remove(dir); err != nil {
-					t.Error(err)
-				}
-			})
-			return dir
-		}
-	}
-	t.Fatal("cgroup v2 is not mounted")
-	return ""
 }
 
 // addEth0 gives the namespace an interface with the pod's address.

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/config"
+	"github.com/culvert-mesh/culvert/internal/testns"
 	"github.com/culvert-mesh/culvert/redirect"
 )
 
@@ -82,7 +83,7 @@ func inner() error {
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return err
 	}
-	root, err := cgroup2()
+	root, err := testns.CgroupRoot()
 	if err == nil {
 		err = all(unmounted("cgroup2"), func() error { return unix.Mount("none", root, "cgroup2", 0, "") })()
 	}
@@ -91,17 +92,6 @@ func inner() error {
 	}
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, innerEnv+"=") })
 	return unix.Exec("/proc/self/exe", os.Args, env)
-}
-
-// cgroup2 is where cgroup v2 is mounted.
-func cgroup2() (string, error) {
-	data, err := os.ReadFile("/proc/self/mounts")
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); f[2] == "cgroup2" {
-			return f[1], nil
-		}
-	}
-	return "", errors.Join(err, errors.New("cgroup v2 is not mounted"))
 }
 
 // node is a configuration to look at, with nothing in it.

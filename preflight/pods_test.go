@@ -97,25 +97,6 @@ func TestPodsPortIsTaken(t *testing.T) {
 	wants(t, n.look(n.command(), nothing), "pods", Fail, "a process of user 0 listens on port 15008", "listen elsewhere")
 }
 
-// group makes a cgroup for the test's time.
-func group(t *testing.T, name string) string {
-	t.Helper()
-	root, err := cgroup2()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(root, name)
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.Remove(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 // start starts a process in a cgroup and a network namespace.
 func start(t *testing.T, dir string, ns *netns.NS) {
 	t.Helper()
@@ -136,8 +117,8 @@ func start(t *testing.T, dir string, ns *netns.NS) {
 // A pod with a process that the hooks do not see is named: one in another cgroup,
 // and where the cgroups are a container's own, one in the node's.
 func TestPodOutsideOfTheCgroup(t *testing.T) {
-	pods := group(t, fmt.Sprintf("culvert-test-pods-%d", os.Getpid()))
-	other := group(t, fmt.Sprintf("culvert-test-other-%d", os.Getpid()))
+	pods := testns.Cgroup(t, "pods")
+	other := testns.Cgroup(t, "other")
 	n, ns := withPod(t, "cgroup: "+pods)
 	start(t, pods, ns)
 	found := n.look(n.command(), nothing)
@@ -176,7 +157,7 @@ func foreignProgram(t *testing.T, name string, kind ebpf.ProgramType, attach ebp
 // Cilium's load balancer in sockets sits at a cgroup above the pods' and is named,
 // with its setting.
 func TestForeignConnectProgram(t *testing.T) {
-	above := group(t, fmt.Sprintf("culvert-test-above-%d", os.Getpid()))
+	above := testns.Cgroup(t, "above")
 	pods := filepath.Join(above, "pods")
 	if err := os.Mkdir(pods, 0o755); err != nil {
 		t.Fatal(err)

@@ -5,10 +5,8 @@ package redirect_test
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/internal/testns"
 	"github.com/culvert-mesh/culvert/redirect"
 )
 
@@ -109,24 +108,11 @@ func (w *world) detach(pin string) {
 	w.must(l.Detach())
 }
 
-// cgroup makes one for a test.
-func (w *world) cgroup() string {
-	w.t.Helper()
-	dir := filepath.Join(cgroupRoot(w.t), fmt.Sprintf("culvert-test-%d-%s", os.Getpid(), strings.ReplaceAll(w.t.Name(), "/", "-")))
-	w.must(os.Mkdir(dir, 0o755))
-	w.t.Cleanup(func() {
-		if err := os.Remove(dir); err != nil {
-			w.t.Error(err)
-		}
-	})
-	return dir
-}
-
 // A process outside the hooked cgroup has no sockets that the hooks see: its
 // probe looks at what is attached, and where the mark leads.
 func TestProbeFromOutsideTheCgroup(t *testing.T) {
 	w := newWorld(t)
-	w.cfg.Cgroup = w.cgroup()
+	w.cfg.Cgroup = testns.Cgroup(t, "outside")
 	w.start()
 	n := w.counted(func() { w.must(w.redirected.Probe(t.Context())) })
 	if len(n) != 0 {
@@ -160,7 +146,7 @@ func TestProbeFromOutsideTheCgroup(t *testing.T) {
 // once, at the start or at the next enrolment. One that runs before is no matter.
 func TestForeignConnectHook(t *testing.T) {
 	w := newWorld(t)
-	w.cfg.Cgroup = w.cgroup()
+	w.cfg.Cgroup = testns.Cgroup(t, "foreign")
 	var log bytes.Buffer
 	w.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	foreign := func(name string) link.Link {

@@ -13,27 +13,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/internal/testtcp"
 )
 
 // connected is a connection over loopback, with the second end a netConn.
 func connected(t *testing.T) (*net.TCPConn, *netConn) {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	peer, err := net.Dial("tcp4", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { peer.Close() })
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	peer, c := testtcp.Pair(t)
 	defer c.Close()
-	f, err := c.(*net.TCPConn).File()
+	f, err := c.File()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +34,7 @@ func connected(t *testing.T) (*net.TCPConn, *netConn) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		t.Fatal(err)
 	}
-	return peer.(*net.TCPConn), newNetConn(fd, netip.AddrPort{}, netip.AddrPort{})
+	return peer, newNetConn(fd, netip.AddrPort{}, netip.AddrPort{})
 }
 
 // What a peer is told last arrives, though it has sent more than was read.

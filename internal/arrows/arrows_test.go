@@ -160,6 +160,7 @@ var importers = map[string][]string{
 	"internal/lab":     {"test"},
 	"internal/testca":  {"test/bench"}, // for the sidecars beside us
 	"internal/testns":  {},
+	"internal/testtcp": {},
 	"internal/peer":    {},
 	"internal/capture": {"test"},
 }

@@ -4,7 +4,6 @@ package netns_test
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -13,31 +12,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/netns"
+	"github.com/culvert-mesh/culvert/internal/testns"
 )
-
-// create makes a namespace for the test's time.
-func create(t *testing.T) (*netns.NS, string) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes network namespaces: run it as root")
-	}
-	name := fmt.Sprintf("culvert-netns-%d-%x", os.Getpid(), time.Now().UnixNano()&0xffffff)
-	ns, err := netns.CreateNamed(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(ns.Close(), netns.DeleteNamed(name)); err != nil {
-			t.Error(err)
-		}
-	})
-	return ns, name
-}
 
 // inode tells the calling thread's namespace.
 func inode() (uint64, error) {
@@ -47,7 +27,7 @@ func inode() (uint64, error) {
 }
 
 func TestDo(t *testing.T) {
-	ns, name := create(t)
+	ns, name := testns.Named(t)
 	home, err := netns.Current()
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +69,7 @@ func TestDo(t *testing.T) {
 
 // Do changes the namespace of no other thread, and of its own only for f's time.
 func TestDoComesBack(t *testing.T) {
-	ns, _ := create(t)
+	ns := testns.New(t)
 	home, err := inode()
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +99,7 @@ func TestDoComesBack(t *testing.T) {
 
 // A test that fails in f ends f's goroutine: whoever waits must not wait for ever.
 func TestDoOfGoexit(t *testing.T) {
-	ns, _ := create(t)
+	ns := testns.New(t)
 	if err := ns.Do(func() error { runtime.Goexit(); return nil }); err == nil {
 		t.Error("no error")
 	}
@@ -144,7 +124,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 func TestClosed(t *testing.T) {
-	ns, _ := create(t)
+	ns := testns.New(t)
 	if err := ns.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +137,7 @@ func TestClosed(t *testing.T) {
 }
 
 func TestNamed(t *testing.T) {
-	_, name := create(t)
+	_, name := testns.Named(t)
 	if ns, err := netns.CreateNamed(name); err == nil {
 		ns.Close()
 		t.Error("a name is taken twice")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package testns makes network namespaces for tests.
+// Package testns makes network namespaces and cgroups for tests.
 package testns
 
 import (
@@ -18,6 +18,24 @@ import (
 // New makes a namespace for the test's time, with lo up.
 func New(t testing.TB) *netns.NS {
 	t.Helper()
+	ns, _ := Named(t)
+	err := ns.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(lo)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+// Named makes a namespace for the test's time, as the kernel makes it, and says its
+// name.
+func Named(t testing.TB) (*netns.NS, string) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test makes network namespaces: run it as root")
 	}
@@ -31,15 +49,5 @@ func New(t testing.TB) *netns.NS {
 			t.Error(err)
 		}
 	})
-	err = ns.Do(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(lo)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ns
+	return ns, name
 }

@@ -22,6 +22,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/culvert-mesh/culvert/internal/testtcp"
 )
 
 // endpoint runs a Conn on a socket, for tests: a goroutine reads, another
@@ -243,23 +245,6 @@ func (e *endpoint) pump(a *app) {
 	}
 }
 
-// sockets is a pair that is joined over loopback.
-func sockets(t *testing.T) (a, b net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if b, err = l.Accept(); err != nil {
-		t.Fatal(err)
-	}
-	return a, b
-}
-
 // noise is n bytes that are the same for each seed.
 func noise(seed uint64, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}), n)
@@ -286,7 +271,7 @@ const (
 func TestClientOfXNet(t *testing.T) {
 	for _, freeze := range []bool{false, true} {
 		t.Run(fmt.Sprintf("freeze=%v", freeze), func(t *testing.T) {
-			ours, theirs := sockets(t)
+			ours, theirs := testtcp.Pair(t)
 			e := start(ours, Config{MaxConcurrentStreams: 20}, seeded(t), freeze)
 			apps := map[uint32]*app{}
 			e.on = func(ev Event) {
@@ -369,7 +354,7 @@ func TestClientOfXNet(t *testing.T) {
 func TestServerOfXNet(t *testing.T) {
 	for _, freeze := range []bool{false, true} {
 		t.Run(fmt.Sprintf("freeze=%v", freeze), func(t *testing.T) {
-			ours, theirs := sockets(t)
+			ours, theirs := testtcp.Pair(t)
 			served := make(chan struct{})
 			go func() {
 				defer close(served)

@@ -4,39 +4,19 @@ package handshake
 
 import (
 	"context"
-	"net"
 	"testing"
 
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/internal/testtcp"
 	"github.com/culvert-mesh/culvert/tunnel/record"
 )
-
-// tcp makes a connection over the loopback.
-func tcp(t testing.TB) (client, server *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close(); s.Close() })
-	return c.(*net.TCPConn), s.(*net.TCPConn)
-}
 
 // A client sends before it can know that it is refused, so the server's close
 // becomes a reset: the alert that was sent before it must still be read.
 func TestRefusalIsReadBeforeTheReset(t *testing.T) {
 	a := newAuthority(t, meshTD)
 	for _, linger := range []int{-1, 0} {
-		cc, sc := tcp(t)
+		cc, sc := testtcp.Pair(t)
 		cfg := a.server()
 		cfg.Expect = serverID // the client is somebody else
 		closed := make(chan error)
@@ -73,7 +53,7 @@ func BenchmarkHandshake(b *testing.B) {
 	a := newAuthority(b, meshTD)
 	client, server := a.client(), a.server()
 	for b.Loop() {
-		cc, sc := tcp(b)
+		cc, sc := testtcp.Pair(b)
 		c, s := both(b, cc, sc, client, server)
 		if c.err != nil || s.err != nil {
 			b.Fatal(c.err, s.err)
@@ -86,7 +66,7 @@ func BenchmarkHandshake(b *testing.B) {
 
 func TestOverTCP(t *testing.T) {
 	a := newAuthority(t, meshTD)
-	cc, sc := tcp(t)
+	cc, sc := testtcp.Pair(t)
 	c, s := both(t, cc, sc, a.client(), a.server())
 	if c.err != nil || s.err != nil {
 		t.Fatalf("client: %v, server: %v", c.err, s.err)

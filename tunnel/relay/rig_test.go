@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/internal/testtcp"
 	"github.com/culvert-mesh/culvert/tunnel/h2"
 	"github.com/culvert-mesh/culvert/tunnel/loop"
 	"github.com/culvert-mesh/culvert/tunnel/record"
@@ -166,23 +167,10 @@ func hold(w *relay.Worker) (release func()) {
 	return sync.OnceFunc(func() { close(let) })
 }
 
-// pair is a connection over TCP on loopback: resets and half-closes are what
-// they are in life.
+// pair is a TCP connection as descriptors.
 func pair(t testing.TB) (int, int) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, b := testtcp.Pair(t)
 	return raw(t, a), raw(t, b)
 }
 
