@@ -15,9 +15,7 @@ import (
 
 func mapped(a netip.Addr) netip.Addr { return netip.AddrFrom16(a.As16()) }
 
-func bindToDevice(name string) func(int) error {
-	return func(fd int) error { return unix.BindToDevice(fd, name) }
-}
+func bindToEth0(fd int) error { return unix.BindToDevice(fd, "eth0") }
 
 // A carried connection arrives at the outbound listener with its real ends, and
 // the application sees the destination as its peer.
@@ -36,9 +34,9 @@ func TestConnectionsAreCarried(t *testing.T) {
 		{"foreign mark", remote4, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x77) }, "connect_mark_replaced"},
 		{"foreign mark v6", remote6, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x77) }, "connect_mark_replaced"},
 		{"our mark, forged", remote4, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x53a) }, ""},
-		{"bound to eth0", remote4, bindToDevice("eth0"), "connect_rebound"},
-		{"bound to eth0, v6", remote6, bindToDevice("eth0"), "connect_rebound"},
-		{"bound to eth0, v4-mapped", mapped(remote4), bindToDevice("eth0"), "connect_rebound"},
+		{"bound to eth0", remote4, bindToEth0, "connect_rebound"},
+		{"bound to eth0, v6", remote6, bindToEth0, "connect_rebound"},
+		{"bound to eth0, v4-mapped", mapped(remote4), bindToEth0, "connect_rebound"},
 		{"bound to its address", remote4, func(fd int) error { return unix.Bind(fd, sockaddr(at(pod4, 0))) }, ""},
 		{"bound to its address, v6", remote6, func(fd int) error { return unix.Bind(fd, sockaddr(at(pod6, 0))) }, ""},
 		{"fast open", remote4, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1) }, ""},
@@ -95,7 +93,7 @@ func TestUnprivilegedBoundToDeviceDoesNotEscape(t *testing.T) {
 	out := w.listen(w.outside, netip.MustParseAddrPort("0.0.0.0:8080"))
 	w.must(w.node.SetDestinations(map[netip.Addr]redirect.Destination{outside4: redirect.DestinationHBONE}))
 	n := w.counted(func() {
-		_, err := w.connectUnprivileged(w.pod, at(outside4, 8080), bindToDevice("eth0"))
+		err := w.connectUnprivileged(w.pod, at(outside4, 8080), bindToEth0)
 		if err == nil {
 			w.accept(w.listeners[redirect.Outbound4])
 		} else if !errors.Is(err, unix.ECONNREFUSED) {
@@ -313,7 +311,7 @@ func TestReconnectClearsTheMark(t *testing.T) {
 	both(t, func(w *world, f family) {
 		w.start()
 		out := w.listen(w.outside, at(f.any, 8080))
-		for name, prepare := range map[string]func(int) error{"plain": nil, "bound to eth0": bindToDevice("eth0")} {
+		for name, prepare := range map[string]func(int) error{"plain": nil, "bound to eth0": bindToEth0} {
 			fd, err := w.connect(w.pod, at(f.remote, 8080), prepare)
 			w.must(err)
 			w.accept(w.listeners[f.outbound])

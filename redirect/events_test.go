@@ -63,7 +63,7 @@ func TestEvents(t *testing.T) {
 		_, err := w.connect(w.pod, at(f.remote, 8080), nil) // carried: not told of
 		w.must(err)
 		unknown := at(f.remote.Next(), 81)
-		if _, err := w.connectUnprivileged(w.pod, unknown, nil); !errors.Is(err, unix.ECONNREFUSED) {
+		if err := w.connectUnprivileged(w.pod, unknown, nil); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Fatal(err)
 		}
 		if _, err := w.connect(w.pod, at(f.outside, 8080), nil); err != nil {

@@ -121,8 +121,8 @@ func TestDeviceIsFollowed(t *testing.T) {
 			// An index that the old one had not.
 			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", Index: 77}, PeerName: "eth0", PeerNamespace: netlink.NsFd(w.outside.FD())})
 		})
-		w.in(w.pod, func() error { return setUpLink("eth0", pod4, pod6, outside4, outside6) })
-		w.in(w.outside, func() error { return setUpLink("eth0", outside4, outside6, pod4, pod6) })
+		w.in(w.pod, func() error { return setUpEth0(pod4, pod6, outside4, outside6) })
+		w.in(w.outside, func() error { return setUpEth0(outside4, outside6, pod4, pod6) })
 		w.carriedAgain(f, "with another device")
 		extra := netip.MustParseAddr("10.99.0.101")
 		if f.v6 {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/internal/netns"
+	"github.com/culvert-mesh/culvert/internal/testns"
 	"github.com/culvert-mesh/culvert/redirect"
 )
 
@@ -264,7 +265,7 @@ func TestCleanupAfterTheNamespaceIsGone(t *testing.T) {
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer"}); err != nil {
 			return err
 		}
-		return setUpLink("eth0", pod4, pod6, outside4, outside6)
+		return setUpEth0(pod4, pod6, outside4, outside6)
 	})
 	w.node, err = redirect.Open(w.cfg)
 	w.must(err)
@@ -335,14 +336,7 @@ func TestIPv6Disabled(t *testing.T) {
 // Processes outside the cgroup that is hooked would send plaintext.
 func TestEnrolRefusesProcessesOutsideTheCgroup(t *testing.T) {
 	w := newWorld(t)
-	root := cgroupRoot(t)
-	dir := filepath.Join(root, fmt.Sprintf("culvert-test-%d", os.Getpid()))
-	w.must(os.Mkdir(dir, 0o755))
-	t.Cleanup(func() {
-		if err := os.Remove(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := testns.Cgroup(t, "pods")
 	w.cfg.Cgroup = dir
 	var err error
 	w.node, err = redirect.Open(w.cfg)
@@ -368,21 +362,6 @@ func TestEnrolRefusesProcessesOutsideTheCgroup(t *testing.T) {
 	if n["connect_carried"] != 1 {
 		t.Errorf("counted %v", n)
 	}
-}
-
-func cgroupRoot(t testing.TB) string {
-	t.Helper()
-	data, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if strings.Contains(line, " - cgroup2 ") {
-			return strings.Fields(line)[4]
-		}
-	}
-	t.Fatal("cgroup v2 is not mounted")
-	return ""
 }
 
 // sleeper starts a process in ns that waits to be killed.

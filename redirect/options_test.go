@@ -19,7 +19,7 @@ import (
 var ways = map[string]func(fd int) error{
 	"SO_MARK 0":        func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0) },
 	"SO_MARK 0x77":     func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0x77) },
-	"SO_BINDTODEVICE":  bindToDevice("eth0"),
+	"SO_BINDTODEVICE":  bindToEth0,
 	"SO_BINDTOIFINDEX": func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, 1) },
 }
 

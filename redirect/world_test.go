@@ -66,8 +66,8 @@ func newWorld(t testing.TB) *world {
 		peer := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(w.outside.FD())}
 		return netlink.LinkAdd(peer)
 	})
-	w.in(w.pod, func() error { return setUpLink("eth0", pod4, pod6, outside4, outside6) })
-	w.in(w.outside, func() error { return setUpLink("eth0", outside4, outside6, pod4, pod6) })
+	w.in(w.pod, func() error { return setUpEth0(pod4, pod6, outside4, outside6) })
+	w.in(w.outside, func() error { return setUpEth0(outside4, outside6, pod4, pod6) })
 	w.in(w.pod, func() error { return os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("1"), 0) })
 	// A bpffs of its own, so that other daemons' pins are not mistaken for its.
 	w.cfg = redirect.Config{RunDir: filepath.Join(t.TempDir(), "run"), BPFFS: filepath.Join(t.TempDir(), "bpffs")}
@@ -97,8 +97,8 @@ func (w *world) namespace(kind string) (*netns.NS, string) {
 	return ns, filepath.Join(netns.Dir, name)
 }
 
-func setUpLink(name string, v4, v6, gw4, gw6 netip.Addr) error {
-	for _, l := range []string{"lo", name} {
+func setUpEth0(v4, v6, gw4, gw6 netip.Addr) error {
+	for _, l := range []string{"lo", "eth0"} {
 		link, err := netlink.LinkByName(l)
 		if err != nil {
 			return err
@@ -323,7 +323,7 @@ func poll(fd int, events int16, limit time.Duration) bool {
 	}
 }
 
-func (w *world) connectUnprivileged(ns *netns.NS, dst netip.AddrPort, prepare func(fd int) error) (int, error) {
+func (w *world) connectUnprivileged(ns *netns.NS, dst netip.AddrPort, prepare func(fd int) error) error {
 	w.t.Helper()
 	const nobody = 65534
 	var fd int
@@ -345,7 +345,7 @@ func (w *world) connectUnprivileged(ns *netns.NS, dst netip.AddrPort, prepare fu
 	}()
 	err := <-done
 	w.closing(fd)
-	return fd, err
+	return err
 }
 
 func (w *world) closing(fd int) {
