@@ -190,20 +190,26 @@ func (o *outbound) reassign(first func()) {
 		})
 		return
 	}
+	o.home.Loop.Post(first)
+	o.move(o.home, func() { o.entry.assign(o) })
+}
+
+// move takes the relay, which has no stream, from the loop that it is on to another,
+// and goes on there with then.
+func (o *outbound) move(to *worker, then func()) {
 	o.live.unlink()
 	fd := o.relay.Detach()
-	if !o.home.Loop.Post(func() {
-		first()
-		r, err := o.home.Waiting(fd, o)
+	if !to.Loop.Post(func() {
+		r, err := to.Waiting(fd, o)
 		if err != nil {
 			refuse(fd)
 			o.lost(err)
 			return
 		}
 		o.relay = r
-		o.home.link(&o.live)
+		to.link(&o.live)
 		if !o.done {
-			o.entry.assign(o)
+			then()
 		}
 	}) {
 		refuse(fd)

@@ -142,30 +142,15 @@ func (c *clientTrunk) close(err error) {
 func (c *clientTrunk) carry(o *outbound) {
 	o.via = c
 	if c.w == c.e.w {
-		if err := c.trunk.Open(o.relay, o.fields()); err != nil {
-			c.notCarried(o, err)
-		}
+		c.open(o)
 		return
 	}
-	o.live.unlink()
-	fd := o.relay.Detach()
-	if !c.w.Loop.Post(func() {
-		r, err := c.w.Waiting(fd, o)
-		if err != nil {
-			refuse(fd)
-			o.lost(err)
-			return
-		}
-		o.relay = r
-		c.w.link(&o.live)
-		if o.done {
-			return
-		}
-		if err := c.trunk.Open(r, o.fields()); err != nil {
-			c.notCarried(o, err)
-		}
-	}) {
-		refuse(fd)
+	o.move(c.w, func() { c.open(o) })
+}
+
+func (c *clientTrunk) open(o *outbound) {
+	if err := c.trunk.Open(o.relay, o.fields()); err != nil {
+		c.notCarried(o, err)
 	}
 }
 
