@@ -17,34 +17,29 @@ const maxIovecs = 1024
 // says MSG_DONTWAIT itself. It returns 0 and no error at the end of the stream,
 // and unix.EAGAIN when nothing is there. A call that returns at once does not
 // need the scheduler's knowledge, hence the raw one.
-func Recv(fd int, iov []unix.Iovec) (int, syscall.Errno) { return recv(fd, iov, 0) }
+func Recv(fd int, iov []unix.Iovec) (int, syscall.Errno) { return msg(unix.SYS_RECVMSG, fd, iov, 0) }
 
 // Peek is Recv that leaves in the socket what it reads.
-func Peek(fd int, iov []unix.Iovec) (int, syscall.Errno) { return recv(fd, iov, unix.MSG_PEEK) }
+func Peek(fd int, iov []unix.Iovec) (int, syscall.Errno) {
+	return msg(unix.SYS_RECVMSG, fd, iov, unix.MSG_PEEK)
+}
 
 // Discard takes as many bytes from a TCP socket as iov has room for, and copies
 // none (MSG_TRUNC, tcp(7)): what was peeked at and used.
-func Discard(fd int, iov []unix.Iovec) (int, syscall.Errno) { return recv(fd, iov, unix.MSG_TRUNC) }
-
-func recv(fd int, iov []unix.Iovec, flags uintptr) (int, syscall.Errno) {
-	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(min(len(iov), maxIovecs))}
-	for {
-		n, _, e := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), flags|unix.MSG_DONTWAIT)
-		if e == unix.EINTR {
-			continue
-		}
-		if e != 0 {
-			return 0, e
-		}
-		return int(n), 0
-	}
+func Discard(fd int, iov []unix.Iovec) (int, syscall.Errno) {
+	return msg(unix.SYS_RECVMSG, fd, iov, unix.MSG_TRUNC)
 }
 
 // Send writes iov to a socket with one sendmsg that never waits.
 func Send(fd int, iov []unix.Iovec) (int, syscall.Errno) {
-	msg := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(min(len(iov), maxIovecs))}
+	return msg(unix.SYS_SENDMSG, fd, iov, unix.MSG_NOSIGNAL)
+}
+
+// msg is recvmsg or sendmsg.
+func msg(call uintptr, fd int, iov []unix.Iovec, flags uintptr) (int, syscall.Errno) {
+	m := unix.Msghdr{Iov: &iov[0], Iovlen: uint64(min(len(iov), maxIovecs))}
 	for {
-		n, _, e := syscall.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, _, e := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&m)), flags|unix.MSG_DONTWAIT)
 		if e == unix.EINTR {
 			continue
 		}

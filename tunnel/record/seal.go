@@ -47,13 +47,7 @@ func (l *Layer) Due(dst []byte) []byte {
 	if !l.NeedsControl() {
 		return dst
 	}
-	request := byte(updateNotRequested)
-	if l.in.seq >= rekeyAfter && !l.asked {
-		request = updateRequested
-		l.asked = true
-	}
-	l.reply = false
-	return l.appendKeyUpdate(dst, request)
+	return l.UpdateKeys(dst, l.in.seq >= rekeyAfter && !l.asked)
 }
 
 // UpdateKeys appends a KeyUpdate and moves the writing key on, whether or not it
@@ -69,11 +63,7 @@ func (l *Layer) UpdateKeys(dst []byte, request bool) []byte {
 		l.asked = true
 	}
 	l.reply = false
-	return l.appendKeyUpdate(dst, r)
-}
-
-func (l *Layer) appendKeyUpdate(dst []byte, request byte) []byte {
-	dst = l.appendRecord(dst, typeHandshake, []byte{messageKeyUpdate, 0, 0, 1, request})
+	dst = l.appendRecord(dst, typeHandshake, []byte{messageKeyUpdate, 0, 0, 1, r})
 	if err := l.out.update(l.suite); err != nil {
 		// HKDF and the AEADs fail only for lengths that New has checked.
 		// Without a key nothing can leave under a wrong one.
