@@ -14,7 +14,7 @@ const maxRecordData = 16384 - FrameHeaderLen
 // steady is a server with an established stream, and a DATA frame for it.
 func steady(t testing.TB, size int) (s *Conn, ss *Stream, frame []byte) {
 	t.Helper()
-	_, s, cs, ss := tunnelled(t, Config{}, Config{})
+	_, s, cs, ss := tunnelled(t, Config{})
 	s.SetWindow(ss, 4<<20)
 	take(s)
 	frame = append(appendFrameHeader(nil, size, http2.FrameData, 0, cs.ID()), make([]byte, size)...)

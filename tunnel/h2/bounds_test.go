@@ -180,8 +180,8 @@ func TestBounds(t *testing.T) {
 				if tt.name == "PING unread" {
 					c.replies -= FrameHeaderLen // the acknowledgement of SETTINGS
 				}
-				events, err := c.Receive(w.buf.Bytes())
-				if got := outcome(c, events, err); got != want {
+				_, err := c.Receive(w.buf.Bytes())
+				if got := outcome(c, err); got != want {
 					t.Errorf("%d: %s, want %s (%v)", n, got, want, err)
 				}
 			}
@@ -225,7 +225,7 @@ func TestTableSize(t *testing.T) {
 
 // Refill and useful frames give the budget back.
 func TestBudgetComesBack(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	empty := appendFrameHeader(nil, 0, http2.FrameData, 0, 1)
 	for range maxBudget {
 		receive(t, s, empty)

@@ -283,7 +283,7 @@ func (c *Conn) begin(h *[FrameHeaderLen]byte) {
 		c.beginData()
 		return
 	case f.typ > http2.FrameContinuation: // unknown: ignored, RFC 9113, section 4.1
-		if c.charge(1) {
+		if c.charge() {
 			c.skip()
 		}
 		return
@@ -341,7 +341,7 @@ func (c *Conn) rstStream(p []byte) {
 	case c.idle(id):
 		c.failf(http2.ErrCodeProtocol, "RST_STREAM on idle stream %d", id)
 		return
-	case !c.charge(1):
+	case !c.charge():
 		return
 	}
 	if s := c.lookup(id); s != nil {
@@ -369,7 +369,7 @@ func (c *Conn) ping(p []byte) {
 		c.ctl = append(c.ctl, p...)
 		c.reply(FrameHeaderLen + 8)
 	case c.pings == 0:
-		c.charge(1)
+		c.charge()
 	default:
 		c.pings--
 		c.events = append(c.events, Event{Kind: EventPong, Data: p})
@@ -380,7 +380,7 @@ func (c *Conn) priority(p []byte) {
 	switch {
 	case c.frame.id == 0:
 		c.fail(http2.ErrCodeProtocol, "PRIORITY on stream 0")
-	case !c.charge(1):
+	case !c.charge():
 	case len(p) != 5:
 		c.streamError(c.frame.id, http2.ErrCodeFrameSize)
 	}
@@ -394,7 +394,7 @@ func (c *Conn) goAway(p []byte) {
 	case len(p) < 8:
 		c.failf(http2.ErrCodeFrameSize, "GOAWAY of %d bytes", len(p))
 		return
-	case !c.charge(1):
+	case !c.charge():
 		return
 	}
 	last := binary.BigEndian.Uint32(p) & maxStreamID
@@ -442,14 +442,14 @@ func (c *Conn) reply(n int) {
 	}
 }
 
-// charge takes n from the budget for frames of no use, and reports whether
-// there was enough.
-func (c *Conn) charge(n int) bool {
-	if c.budget < n {
+// charge takes one from the budget for frames of no use, and reports whether
+// there was one.
+func (c *Conn) charge() bool {
+	if c.budget < 1 {
 		c.fail(http2.ErrCodeEnhanceYourCalm, "too many frames of no use")
 		return false
 	}
-	c.budget -= n
+	c.budget--
 	return true
 }
 

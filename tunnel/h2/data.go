@@ -44,7 +44,7 @@ func (c *Conn) beginData() {
 		}
 		c.mode = modePadLen
 	case f.length == 0:
-		if !f.flags.Has(http2.FlagDataEndStream) && !c.charge(1) {
+		if !f.flags.Has(http2.FlagDataEndStream) && !c.charge() {
 			return
 		}
 		c.endData()
@@ -64,7 +64,7 @@ func (c *Conn) mayHaveData(s *Stream) bool {
 		// In flight when we reset the stream: RFC 9113, section 5.1.
 		c.late -= n
 	case s == nil:
-		c.charge(1)
+		c.charge()
 	case s.remoteClosed:
 		c.streamError(id, http2.ErrCodeStreamClosed)
 	case c.cfg.Client && !s.gotHeaders:
@@ -89,7 +89,7 @@ func (c *Conn) padLength(n int) {
 	switch {
 	case c.left > 0:
 		c.mode = modeData
-	case c.frame.flags.Has(http2.FlagDataEndStream) || c.charge(1):
+	case c.frame.flags.Has(http2.FlagDataEndStream) || c.charge():
 		c.endData()
 	}
 }
@@ -145,7 +145,7 @@ func (c *Conn) windowUpdate(p []byte) {
 	// one for each byte that its application reads. More than that are no answer.
 	if c.updates > 0 {
 		c.updates--
-	} else if !c.charge(1) {
+	} else if !c.charge() {
 		return
 	}
 	n := int64(binary.BigEndian.Uint32(p) & maxWindow)

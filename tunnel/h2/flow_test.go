@@ -12,9 +12,9 @@ import (
 )
 
 // tunnelled is a pair with one stream that was answered with 200.
-func tunnelled(t testing.TB, client, server Config) (c, s *Conn, cs, ss *Stream) {
+func tunnelled(t testing.TB, server Config) (c, s *Conn, cs, ss *Stream) {
 	t.Helper()
-	c, s = pair(t, client, server)
+	c, s = pair(t, Config{}, server)
 	cs, ss = another(t, c, s)
 	return c, s, cs, ss
 }
@@ -96,7 +96,7 @@ func TestFirstFlight(t *testing.T) {
 
 // A stream takes exactly its window, and not a byte more.
 func TestStreamWindowIsABound(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	ev := receive(t, s, frameData(c, cs, make([]byte, DefaultWindow), false))
 	if len(ev) != 1 || ss.Buffered() != DefaultWindow {
 		t.Fatalf("%v, buffered %d", ev, ss.Buffered())
@@ -114,7 +114,7 @@ func TestStreamWindowIsABound(t *testing.T) {
 // A peer that has not seen our SETTINGS may send 65,535 bytes, whatever they
 // say.
 func TestInitialWindowIsNeverBelowTheProtocols(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{InitialWindow: 10})
+	c, s, cs, ss := tunnelled(t, Config{InitialWindow: 10})
 	receive(t, s, frameData(c, cs, make([]byte, 65535), false))
 	if ss.Closed() || cs.Sendable() != 0 {
 		t.Fatal("reset")
@@ -124,7 +124,7 @@ func TestInitialWindowIsNeverBelowTheProtocols(t *testing.T) {
 // The connection's window is given back on receipt, whether or not anybody
 // takes the bytes, and is a bound too.
 func TestConnWindow(t *testing.T) {
-	c, s, cs, _ := tunnelled(t, Config{}, Config{InitialWindow: maxWindow})
+	c, s, cs, _ := tunnelled(t, Config{InitialWindow: maxWindow})
 	piece := make([]byte, MaxDataFrame)
 	for n := 0; n < ConnWindow/4; n += len(piece) {
 		if len(s.Control()) > 0 {
@@ -134,7 +134,7 @@ func TestConnWindow(t *testing.T) {
 	}
 	wantFrames(t, s, fmt.Sprintf("WINDOW_UPDATE 0 +%d", ConnWindow/4))
 
-	c, s, cs, _ = tunnelled(t, Config{}, Config{InitialWindow: maxWindow})
+	c, s, cs, _ = tunnelled(t, Config{InitialWindow: maxWindow})
 	s.recvWin = 100
 	receive(t, s, frameData(c, cs, piece[:100], false))
 	if _, err := s.Receive(frameData(c, cs, piece[:1], false)); err == nil || s.err.Code != http2.ErrCodeFlowControl {
@@ -145,7 +145,7 @@ func TestConnWindow(t *testing.T) {
 // DATA of streams that we reset is credited to the connection's window, and
 // free of charge up to what the peer was allowed to have in flight.
 func TestLateData(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	receive(t, s, frameData(c, cs, make([]byte, 536), false))
 	s.Reset(ss, http2.ErrCodeCancel)
 	wantFrames(t, s, "RST_STREAM 1 CANCEL")
@@ -167,7 +167,7 @@ func TestLateData(t *testing.T) {
 
 // A reset in the middle of a DATA frame drops the rest of it.
 func TestResetInsideAFrame(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	b := frameData(c, cs, make([]byte, 100), true)
 	if ev := receive(t, s, b[:50]); len(ev) != 1 {
 		t.Fatal(ev)
@@ -187,7 +187,7 @@ func TestResetInsideAFrame(t *testing.T) {
 
 // What the application took is given back once it is a quarter of the window.
 func TestTaken(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	receive(t, s, frameData(c, cs, make([]byte, DefaultWindow), false))
 	s.Taken(ss, DefaultWindow/4-1)
 	wantFrames(t, s)
@@ -206,7 +206,7 @@ func TestTaken(t *testing.T) {
 }
 
 func TestSetWindow(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	s.SetWindow(ss, 1<<20)
 	wantFrames(t, s, fmt.Sprintf("WINDOW_UPDATE 1 +%d", 1<<20-DefaultWindow))
 	receive(t, c, appendWindowUpdate(nil, 1, 1<<20-DefaultWindow))
@@ -226,7 +226,7 @@ func TestSetWindow(t *testing.T) {
 
 // Padding is credited although nobody takes it.
 func TestPaddingIsGivenBack(t *testing.T) {
-	_, s, _, ss := tunnelled(t, Config{}, Config{})
+	_, s, _, ss := tunnelled(t, Config{})
 	var b bytes.Buffer
 	fr := http2.NewFramer(&b, nil)
 	total := 0
@@ -245,7 +245,7 @@ func TestPaddingIsGivenBack(t *testing.T) {
 }
 
 func TestWritable(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	// Nobody asked: no event.
 	if ev := receive(t, c, appendWindowUpdate(nil, 1, 1)); len(ev) != 0 {
 		t.Fatal(ev)
@@ -286,35 +286,8 @@ func TestWritable(t *testing.T) {
 	_ = ss
 }
 
-// RemoteClosed is about what has been handed out, not about what has been
-// parsed: bytes before the end may be among the events that follow.
-func TestRemoteClosedWaitsForTheData(t *testing.T) {
-	c, s := pair(t, Config{}, Config{})
-	cs, err := c.Open(connectFields(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ev, err := s.Receive(append(take(c), frameData(c, cs, []byte("early"), true)...))
-	if err != nil || len(ev) != 3 {
-		t.Fatal(ev, err)
-	}
-	ss := ev[0].Stream
-	if ss.RemoteClosed() {
-		t.Fatal("closed at the request")
-	}
-	ss.Enqueue(ev[1].Data)
-	if !ss.RemoteClosed() {
-		t.Fatal("not closed behind the data")
-	}
-	ss.Dequeue(5)
-	s.Taken(ss, 5)
-	if !ss.RemoteClosed() || ss.Closed() {
-		t.Fatal("not half closed")
-	}
-}
-
 func TestQueue(t *testing.T) {
-	_, s, _, ss := tunnelled(t, Config{}, Config{})
+	_, s, _, ss := tunnelled(t, Config{})
 	var want []byte
 	for i := range 300 {
 		p := bytes.Repeat([]byte{byte(i)}, i*7)
@@ -374,7 +347,7 @@ func TestGoAwayRefusesWhatWasNotProcessed(t *testing.T) {
 	if _, err := c.Open(connectFields(), nil); err != ErrGoingAway {
 		t.Fatal(err)
 	}
-	if c.CanOpen() != 0 || c.CountStreams() != 2 || !opened[2].Closed() || opened[1].Closed() {
+	if c.CountStreams() != 2 || !opened[2].Closed() || opened[1].Closed() {
 		t.Fatal("wrong streams closed")
 	}
 	_ = s
@@ -383,7 +356,7 @@ func TestGoAwayRefusesWhatWasNotProcessed(t *testing.T) {
 // After our GOAWAY the streams that are open go on, and what the peer opens is
 // refused, its DATA ignored.
 func TestGoAwaySent(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	s.GoAway(http2.ErrCodeNo, "bye")
 	wantFrames(t, s, "GOAWAY 1 NO_ERROR bye")
 	late, err := c.Open(connectFields(), nil)
@@ -412,7 +385,7 @@ func TestStreamLimitOfThePeer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := c.Open(connectFields(), nil); err != ErrStreamLimit || c.CanOpen() != 0 {
+	if _, err := c.Open(connectFields(), nil); err != ErrStreamLimit {
 		t.Fatal(err)
 	}
 	s := New(Config{MaxConcurrentStreams: assumedPeerStreams + 1})
@@ -426,22 +399,22 @@ func TestStreamLimitOfThePeer(t *testing.T) {
 	if _, err := c.Open(connectFields(), nil); err != ErrStreamLimit {
 		t.Fatal(err)
 	}
-	if ev := receive(t, c, appendReset(nil, 1, http2.ErrCodeCancel)); len(ev) != 2 || ev[1].Kind != EventStreamsAvailable || c.CanOpen() != 1 {
+	if ev := receive(t, c, appendReset(nil, 1, http2.ErrCodeCancel)); len(ev) != 2 || ev[1].Kind != EventStreamsAvailable {
 		t.Fatal(kinds(ev))
+	}
+	if _, err := c.Open(connectFields(), nil); err != nil {
+		t.Fatal(err)
 	}
 }
 
 func TestStreamIDsRunOut(t *testing.T) {
 	c, s := pair(t, Config{}, Config{})
 	c.nextID = maxStreamID
-	if c.CanOpen() != 1 {
-		t.Fatal(c.CanOpen())
-	}
 	st, err := c.Open(connectFields(), nil)
 	if err != nil || st.ID() != maxStreamID {
 		t.Fatal(err)
 	}
-	if _, err := c.Open(connectFields(), nil); err != ErrStreamIDs || c.CanOpen() != 0 {
+	if _, err := c.Open(connectFields(), nil); err != ErrStreamIDs {
 		t.Fatal(err)
 	}
 	if _, ev := pump(t, c, s); len(ev) != 1 {
@@ -474,7 +447,7 @@ func TestUndrainedStreamsCount(t *testing.T) {
 }
 
 func TestRespondAfterTheEnd(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	s.End(ss)
 	s.End(ss)
 	if err := s.Respond(ss, okFields(), true); err != ErrStreamClosed {
@@ -522,7 +495,7 @@ func TestLongRequest(t *testing.T) {
 
 // Connections that share a Scratch hold no memory for events.
 func TestShare(t *testing.T) {
-	c, s, cs, _ := tunnelled(t, Config{}, Config{})
+	c, s, cs, _ := tunnelled(t, Config{})
 	var both Scratch
 	c.Share(&both)
 	s.Share(&both)

@@ -177,7 +177,7 @@ func (c *Conn) headerBlock(id uint32, end bool, block []byte) {
 	s := c.lookup(id)
 	switch {
 	case s == nil && c.cfg.Client, s == nil && id <= c.peerID:
-		c.charge(1) // for a stream that is gone
+		c.charge() // for a stream that is gone
 	case s == nil:
 		c.request(id, end, fields, ok)
 	case s.remoteClosed:
@@ -211,7 +211,7 @@ func (c *Conn) request(id uint32, end bool, fields []hpack.HeaderField, ok bool)
 	}
 	if refuse != http2.ErrCodeNo {
 		c.late += int(c.cfg.InitialWindow)
-		if c.charge(1) {
+		if c.charge() {
 			c.streamError(id, refuse)
 		}
 		return
@@ -249,7 +249,7 @@ func (c *Conn) response(s *Stream, end bool, fields []hpack.HeaderField, ok bool
 			c.streamError(s.id, http2.ErrCodeProtocol)
 			return
 		}
-		c.charge(1)
+		c.charge()
 		return
 	case '2':
 		s.connected = true

@@ -13,7 +13,7 @@ import (
 func TestMeter(t *testing.T) {
 	const seed = 1
 	r := rand.New(rand.NewPCG(seed, seed))
-	_, s, _, ss := tunnelled(t, Config{}, Config{})
+	_, s, _, ss := tunnelled(t, Config{})
 	var metered int
 	s.Meter(func(n int) { metered += n })
 	var want []byte
@@ -47,7 +47,7 @@ func TestMeter(t *testing.T) {
 // A meter that comes late is told of what there is, and a connection's end gives
 // everything back, also what came before a reset of the peer's.
 func TestMeterFromNowOn(t *testing.T) {
-	c, s, cs, ss := tunnelled(t, Config{}, Config{})
+	c, s, cs, ss := tunnelled(t, Config{})
 	ss.Enqueue(make([]byte, 1000))
 	metered := 0
 	s.Meter(func(n int) { metered += n })

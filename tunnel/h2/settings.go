@@ -24,7 +24,7 @@ func (c *Conn) settings(p []byte) {
 	if first {
 		c.settled = true
 		c.peerStreams = 1<<32 - 1 // where they do not say
-	} else if !c.charge(1) {
+	} else if !c.charge() {
 		return
 	}
 	for ; len(p) > 0; p = p[6:] {
@@ -96,7 +96,7 @@ func (c *Conn) settingsAck(p []byte) {
 	case len(p) != 0:
 		c.failf(http2.ErrCodeFrameSize, "SETTINGS acknowledgement of %d bytes", len(p))
 	case c.acked: // we send SETTINGS once
-		c.charge(1)
+		c.charge()
 	default:
 		c.acked = true
 		c.dec.SetAllowedMaxDynamicTableSize(0)

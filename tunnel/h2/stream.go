@@ -42,12 +42,6 @@ func (s *Stream) ID() uint32 { return s.id }
 // LocalClosed reports whether we ended our half.
 func (s *Stream) LocalClosed() bool { return s.localClosed || s.closed }
 
-// RemoteClosed reports whether the peer ended its half and everything it sent
-// before has been handed out and queued or taken.
-func (s *Stream) RemoteClosed() bool {
-	return s.remoteClosed && int(s.buffered) <= s.queue.size
-}
-
 // Closed reports whether both halves are closed, or the stream was reset. What
 // was received before may still be queued.
 func (s *Stream) Closed() bool { return s.closed }
@@ -165,7 +159,7 @@ func (c *Conn) drop(s *Stream) {
 // peer what its own reset would (CVE-2025-8671).
 func (c *Conn) streamError(id uint32, code http2.ErrCode) {
 	if s := c.lookup(id); s != nil {
-		if !c.charge(1) {
+		if !c.charge() {
 			return
 		}
 		c.abandon(s)
@@ -345,15 +339,6 @@ func (c *Conn) GoingAway() bool { return c.goneSent || c.gonePeer }
 // CountStreams is how many streams are open, or closed with bytes of theirs not
 // yet taken on the side that accepted them.
 func (c *Conn) CountStreams() int { return c.opened + c.accepted }
-
-// CanOpen is how many more streams Open would open now.
-func (c *Conn) CanOpen() int {
-	if !c.cfg.Client || c.err != nil || c.GoingAway() {
-		return 0
-	}
-	ids := int(maxStreamID+2-int64(c.nextID)) / 2
-	return min(max(0, int(c.peerStreams)-c.opened), ids)
-}
 
 // Stream finds an open stream, or returns nil.
 func (c *Conn) Stream(id uint32) *Stream { return c.lookup(id) }
