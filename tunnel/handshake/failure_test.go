@@ -167,7 +167,7 @@ func refusedAtFirstRecord(t *testing.T, s *stream, alert uint8) {
 }
 
 // peerTLS is a peer that does as it likes.
-func peerTLS(a *authority, svid *identity.SVID, change func(*tls.Config)) *tls.Config {
+func peerTLS(svid *identity.SVID, change func(*tls.Config)) *tls.Config {
 	cfg := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert}
 	cert := tls.Certificate{PrivateKey: svid.Key}
 	for _, c := range svid.Certificates {
@@ -216,9 +216,9 @@ func TestProtocol(t *testing.T) {
 			go func() {
 				var c *tls.Conn
 				if tc.server {
-					c = tls.Server(peer, peerTLS(a, a.svid(serverID), tc.change))
+					c = tls.Server(peer, peerTLS(a.svid(serverID), tc.change))
 				} else {
-					c = tls.Client(peer, peerTLS(a, a.svid(clientID), tc.change))
+					c = tls.Client(peer, peerTLS(a.svid(clientID), tc.change))
 				}
 				err := c.Handshake()
 				if err == nil {
@@ -247,7 +247,7 @@ func TestProtocol(t *testing.T) {
 func TestServerNameIsNeitherSentNorRefused(t *testing.T) {
 	a := newAuthority(t, meshTD)
 	us, peer := sockets(t)
-	go tls.Client(peer, peerTLS(a, a.svid(clientID), func(c *tls.Config) {
+	go tls.Client(peer, peerTLS(a.svid(clientID), func(c *tls.Config) {
 		c.ServerName = "server.example"
 		c.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	})).Handshake()
@@ -257,7 +257,7 @@ func TestServerNameIsNeitherSentNorRefused(t *testing.T) {
 
 	us, peer = sockets(t)
 	names := make(chan string, 1)
-	go tls.Server(peer, peerTLS(a, a.svid(serverID), func(c *tls.Config) {
+	go tls.Server(peer, peerTLS(a.svid(serverID), func(c *tls.Config) {
 		c.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 			names <- h.ServerName
 			return nil, nil
@@ -277,7 +277,7 @@ func TestAuthoritiesNamedByTheServerChangeNothing(t *testing.T) {
 	a, foreign := newAuthority(t, meshTD), newAuthority(t, meshTD)
 	us, peer := sockets(t)
 	got := make(chan int, 1)
-	go tls.Server(peer, peerTLS(a, a.svid(serverID), func(c *tls.Config) {
+	go tls.Server(peer, peerTLS(a.svid(serverID), func(c *tls.Config) {
 		c.ClientCAs = x509.NewCertPool()
 		c.ClientCAs.AddCert(foreign.root)
 		c.VerifyConnection = func(s tls.ConnectionState) error { got <- len(s.PeerCertificates); return nil }

@@ -20,6 +20,25 @@ func discardAll(c net.Conn) {
 	}
 }
 
+// atOnce measures b.N operations, of which each connection does its share, n.
+func atOnce(b *testing.B, conns []*net.TCPConn, share func(c *net.TCPConn, n int) error) {
+	b.ReportAllocs()
+	b.ResetTimer()
+	var all sync.WaitGroup
+	for i, c := range conns {
+		n := b.N / len(conns)
+		if i < b.N%len(conns) {
+			n++
+		}
+		all.Go(func() {
+			if err := share(c, n); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
 // BenchmarkRelayBulk is from an application's socket to the other's: relay,
 // record layer, relay, in one process with a loop for each side. One operation
 // is 1 MiB.
@@ -38,25 +57,14 @@ func BenchmarkRelayBulk(b *testing.B) {
 			}
 			msg := make([]byte, size)
 			b.SetBytes(size)
-			b.ReportAllocs()
-			b.ResetTimer()
-			var all sync.WaitGroup
-			for i, c := range conns {
-				n := b.N / streams
-				if i < b.N%streams {
-					n++
-				}
-				all.Go(func() {
-					for range n {
-						if _, err := c.Write(msg); err != nil {
-							b.Error(err)
-							return
-						}
+			atOnce(b, conns, func(c *net.TCPConn, n int) error {
+				for range n {
+					if _, err := c.Write(msg); err != nil {
+						return err
 					}
-					_ = c.CloseWrite()
-				})
-			}
-			all.Wait()
+				}
+				return c.CloseWrite()
+			})
 			// What is in the sockets' buffers belongs to it too.
 			for range 2 * streams {
 				r.end()
@@ -120,32 +128,22 @@ func BenchmarkRelaySmall(b *testing.B) {
 				_, err := io.ReadFull(c, buf)
 				return err
 			}
-			all := make([]net.Conn, conns)
+			all := make([]*net.TCPConn, conns)
 			for i := range all {
 				all[i] = r.dial()
 				if err := answer(all[i], make([]byte, 64)); err != nil {
 					b.Fatal(err)
 				}
 			}
-			b.ReportAllocs()
-			b.ResetTimer()
-			var running sync.WaitGroup
-			for i, c := range all {
-				n := b.N / conns
-				if i < b.N%conns {
-					n++
-				}
-				running.Go(func() {
-					buf := make([]byte, 64)
-					for range n {
-						if err := answer(c, buf); err != nil {
-							b.Error(err)
-							return
-						}
+			atOnce(b, all, func(c *net.TCPConn, n int) error {
+				buf := make([]byte, 64)
+				for range n {
+					if err := answer(c, buf); err != nil {
+						return err
 					}
-				})
-			}
-			running.Wait()
+				}
+				return nil
+			})
 		})
 	}
 }

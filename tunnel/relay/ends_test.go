@@ -224,7 +224,7 @@ func TestResetWithoutAnErrorAfterTheEndIsClean(t *testing.T) {
 		p.settle()
 		c := r.dial()
 		id := until[*http2.HeadersFrame](p).StreamID
-		p.headers(id, false, ":status", "200")
+		p.headers(id, ":status", "200")
 		// The application is in the middle of sending.
 		if _, err := c.Write([]byte("some of it")); err != nil {
 			t.Fatal(err)
@@ -278,7 +278,7 @@ func TestResetWithoutAnErrorAfterTheEndIsClean(t *testing.T) {
 	p.settle()
 	c := r.dial()
 	id := until[*http2.HeadersFrame](p).StreamID
-	p.headers(id, false, ":status", "200")
+	p.headers(id, ":status", "200")
 	p.must(p.fr.WriteData(id, false, []byte("half of")))
 	p.must(p.fr.WriteRSTStream(id, http2.ErrCodeNo))
 	if b, err := io.ReadAll(c); !errors.Is(err, unix.ECONNRESET) || string(b) != "half of" {

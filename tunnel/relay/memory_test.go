@@ -38,7 +38,7 @@ func (p *peer) hoarder(n, bytes int) {
 	p.t.Helper()
 	p.enc.SetMaxDynamicTableSize(0)
 	for i := range n {
-		p.headers(uint32(2*i+1), false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+		p.headers(uint32(2*i+1), ":method", "CONNECT", ":authority", "10.0.0.1:80")
 		for left := bytes; left > 0; left -= 16 << 10 {
 			p.must(p.fr.WriteData(uint32(2*i+1), false, make([]byte, min(left, 16<<10))))
 		}
@@ -77,7 +77,7 @@ func TestHoardersOfAPeer(t *testing.T) {
 			// The one that drains.
 			id := uint32(2*n + 1)
 			p.hoarder(n, window)
-			p.headers(id, false, ":method", "CONNECT", ":authority", "10.0.0.1:81")
+			p.headers(id, ":method", "CONNECT", ":authority", "10.0.0.1:81")
 			var before int
 			on(r.server, func() { before = r.received(id) })
 			p.must(p.fr.WriteData(id, false, make([]byte, 16<<10)))
@@ -161,7 +161,7 @@ func TestIdleHoardersGoFirst(t *testing.T) {
 	receive(t, later, "a second")
 	for i := range 15 {
 		id := uint32(2*(idle+i) + 1)
-		p.headers(id, false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+		p.headers(id, ":method", "CONNECT", ":authority", "10.0.0.1:80")
 		for range 4 {
 			p.must(p.fr.WriteData(id, false, make([]byte, 16<<10)))
 		}

@@ -139,13 +139,13 @@ func (p *peer) settle(s ...http2.Setting) {
 	}
 }
 
-func (p *peer) headers(id uint32, end bool, pairs ...string) {
+func (p *peer) headers(id uint32, pairs ...string) {
 	p.t.Helper()
 	p.hb.Reset()
 	for i := 0; i < len(pairs); i += 2 {
 		p.must(p.enc.WriteField(hpack.HeaderField{Name: pairs[i], Value: pairs[i+1]}))
 	}
-	p.must(p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: p.hb.Bytes(), EndHeaders: true, EndStream: end}))
+	p.must(p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: p.hb.Bytes(), EndHeaders: true}))
 }
 
 func (p *peer) frame() http2.Frame {

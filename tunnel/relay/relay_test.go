@@ -165,7 +165,7 @@ func TestApplicationSendsBeforeTheAnswer(t *testing.T) {
 	if f, ok := p.frame().(*http2.PingFrame); !ok {
 		t.Fatalf("%v was sent before the answer", f)
 	}
-	p.headers(req.StreamID, false, ":status", "200")
+	p.headers(req.StreamID, ":status", "200")
 	var got []byte
 	for {
 		f := until[*http2.DataFrame](p)
@@ -232,7 +232,7 @@ func TestEarlyDataReachesTheApplication(t *testing.T) {
 			p := r.facing(false)
 			p.settle()
 			want := bytes.Repeat([]byte("early "), 10_000)
-			p.headers(1, false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+			p.headers(1, ":method", "CONNECT", ":authority", "10.0.0.1:80")
 			for i := 0; i < len(want); i += 10_000 {
 				p.must(p.fr.WriteData(1, i+10_000 >= len(want), want[i:i+10_000]))
 			}
@@ -272,7 +272,7 @@ func TestConnectionWindowRunsOut(t *testing.T) {
 		_ = c.CloseWrite()
 	}
 	for id := range want {
-		p.headers(id, false, ":status", "200")
+		p.headers(id, ":status", "200")
 	}
 	got := map[uint32][]byte{}
 	total, ended := 0, 0

@@ -41,9 +41,9 @@ func TestRequestsOfOnePeerDoNotDelayAnothers(t *testing.T) {
 	release := hold(w)
 	t.Cleanup(release)
 	for i := range many {
-		crowd.headers(uint32(2*i+1), false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+		crowd.headers(uint32(2*i+1), ":method", "CONNECT", ":authority", "10.0.0.1:80")
 	}
-	one.headers(1, false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+	one.headers(1, ":method", "CONNECT", ":authority", "10.0.0.1:80")
 	release()
 	wait(t, w, "all requests are taken up", func() bool { return all.Load() == many+1 })
 	if n := before.Load(); n == 0 || n > 3*relay.RequestShare {
@@ -84,7 +84,7 @@ func TestSmallFramesOfOnePeerDoNotDelayAnothers(t *testing.T) {
 			_, err := crowd.rc.Write(bytes.Repeat(ping, pings))
 			crowd.must(err)
 		}
-		one.headers(id, false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+		one.headers(id, ":method", "CONNECT", ":authority", "10.0.0.1:80")
 		release()
 		wait(t, w, "the lone request is taken up", func() bool { return before.Load() > 0 })
 		wait(t, w, "all frames are read", func() bool { return crowded.Load().Session().H2.Frames()-begun == records*pings })
@@ -138,7 +138,7 @@ func TestRequestsOfAPeerThatIsGone(t *testing.T) {
 		p.settle()
 		p.enc.SetMaxDynamicTableSize(0)
 		for i := range 4 * relay.RequestShare {
-			p.headers(uint32(2*i+1), false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+			p.headers(uint32(2*i+1), ":method", "CONNECT", ":authority", "10.0.0.1:80")
 		}
 		_ = p.conn.CloseRead()
 		p.conn.Close()

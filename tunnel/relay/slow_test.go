@@ -75,7 +75,7 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 		p := r.facing(false)
 		p.settle(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1})
 		p.must(p.fr.WriteWindowUpdate(0, 1<<30))
-		p.headers(1, false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+		p.headers(1, ":method", "CONNECT", ":authority", "10.0.0.1:80")
 		stop := make(chan struct{})
 		over := make(chan struct{})
 		go func() { // it is alive

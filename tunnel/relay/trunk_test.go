@@ -120,7 +120,7 @@ func TestStreamTakenBackBeforeItsRelayIsForgotten(t *testing.T) {
 		r := emptyRig(t, rigConfig{request: func(*relay.Worker, *relay.Trunk, *h2.Stream, func() *relay.Relay) {}})
 		p := r.facing(false)
 		p.settle()
-		p.headers(1, false, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+		p.headers(1, ":method", "CONNECT", ":authority", "10.0.0.1:80")
 		p.must(p.fr.WriteData(1, true, []byte("early")))
 		p.must(p.fr.WriteRSTStream(1, code))
 		p.must(p.fr.WritePing(false, [8]byte{1}))
