@@ -241,6 +241,20 @@ func TestIntermediateIsRenewed(t *testing.T) {
 	})
 }
 
+// bring makes a new intermediate, which the daemon that runs takes up.
+func bring(t *testing.T, a *Authority, rootDir, dir string) {
+	t.Helper()
+	run(t, a)
+	changed := a.Changed()
+	if err := NewIntermediate(rootDir, dir, mesh, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(retryEvery + time.Second)
+	if !closed(changed) {
+		t.Fatal("the new intermediate is not taken up")
+	}
+}
+
 // Without the root's key somebody has to come, and is told so, once.
 func TestIntermediateIsDue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -262,16 +276,7 @@ func TestIntermediateIsDue(t *testing.T) {
 		}
 		accepts(t, a, svid(t, a, web))
 
-		// It is brought, and taken up by the daemon that runs.
-		run(t, a)
-		changed := a.Changed()
-		if err := NewIntermediate(rootDir, dir, mesh, time.Now()); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(retryEvery + time.Second)
-		if !closed(changed) {
-			t.Fatal("not taken up")
-		}
+		bring(t, a, rootDir, dir)
 		s := svid(t, a, web)
 		if s.Certificates[1].Equal(old.Certificates[1]) {
 			t.Error("signed by the old one")
@@ -341,15 +346,7 @@ func TestStoppedPastTheLife(t *testing.T) {
 		_, err := a.SVID(t.Context(), web)
 		wantExpired(t, err, "the intermediate has expired")
 
-		run(t, a)
-		changed := a.Changed()
-		if err := NewIntermediate(rootDir, dir, mesh, time.Now()); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(retryEvery + time.Second)
-		if !closed(changed) {
-			t.Error("the new intermediate is not taken up")
-		}
+		bring(t, a, rootDir, dir)
 		accepts(t, a, svid(t, a, web))
 	})
 }
