@@ -3,6 +3,7 @@
 package peers
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -355,34 +356,20 @@ func TestEnvoyServer(t *testing.T) {
 	good.converse(e)
 	e.t.Run("RefusedConnect", func(t *testing.T) { good.refusedByAnswers(e.in(t)) })
 	e.t.Run("RefusedCertificate", func(t *testing.T) {
-		p := e.Pod(1, 3)
-		for _, c := range []struct {
-			name   string
-			f      files
-			expect string
-			ours   []string // that our log has
-			its    string   // that Envoy's has; empty: nothing
-		}{
-			// Ours refuses its.
-			{"somebody", e.certificate("somebody", e.ca, e.ca, id), expect, []string{"reason=identity_mismatch"}, "ALERT_ACCESS_DENIED"},
-			{"unknown", e.certificate("unknown", e.foreignCA(), e.ca, p.Identity()), expect, []string{"reason=chain_validation_failed"}, "ALERT_UNKNOWN_CA"},
-			// It refuses ours.
-			{"distrusts", e.certificate("distrusts", e.ca, e.foreignCA(), p.Identity()), expect, []string{"reason=refused_by_peer"}, "CERTIFICATE_VERIFY_FAILED"},
-			{"expects", e.certificate("expects", e.ca, e.ca, p.Identity()), id, []string{"reason=refused_by_peer"}, "CERTIFICATE_VERIFY_FAILED"},
-		} {
-			t.Run(c.name, func(t *testing.T) {
-				v := start(p, c.name, c.f, c.expect)
+		says := map[string]string{
+			"somebody": "ALERT_ACCESS_DENIED", "unknown": "ALERT_UNKNOWN_CA",
+			"distrusts": "CERTIFICATE_VERIFY_FAILED", "expects": "CERTIFICATE_VERIFY_FAILED",
+		}
+		for _, s := range strangers(e) {
+			t.Run(s.name, func(t *testing.T) {
+				v := start(s.pod, s.name, s.files, s.expects)
 				defer v.Kill()
 				families(e.in(t), func(e *env, family int) {
-					watch, dst := e.watch("outbound"), netip.AddrPortFrom(p.Addr(family), appPort)
-					if err := sees(connect(e, e.ours, dst)); !lab.IsReset(err) {
-						e.t.Errorf("the application saw %v, want a reset", err)
-					}
-					watch.refused(e, append(c.ours, "reporter=source")...)
-					if tls := fmt.Sprint(v.line(e, "hbone")["tls"]); !strings.Contains(tls, c.its) {
-						e.t.Errorf("Envoy says %q, want %q in it", tls, c.its)
-					}
-					watch.ended(e, dst, "tunnel_lost")
+					s.fails(e, family, "refused_by_peer", func() {
+						if tls := fmt.Sprint(v.line(e, "hbone")["tls"]); !strings.Contains(tls, says[s.name]) {
+							e.t.Errorf("Envoy says %q, want %q in it", tls, says[s.name])
+						}
+					})
 				})
 			})
 		}
@@ -423,6 +410,43 @@ func TestEnvoyServer(t *testing.T) {
 		})
 	})
 	e.t.Run("Rekey", noRekeying("Envoy"))
+}
+
+// stranger is a foreign server that refuses our certificate, or whose certificate ours
+// refuses.
+type stranger struct {
+	pod     *lab.Pod
+	name    string
+	files   files
+	expects string // whom it does
+	reason  string // by which ours refuses it; empty: it refuses ours
+}
+
+func strangers(e *env) []stranger {
+	e.t.Helper()
+	p, id, ours := e.Pod(1, 3), e.theirs.Identity(), e.ours.Identity()
+	return []stranger{
+		{p, "somebody", e.certificate("somebody", e.ca, e.ca, id), ours, "identity_mismatch"},
+		{p, "unknown", e.certificate("unknown", e.foreignCA(), e.ca, p.Identity()), ours, "chain_validation_failed"},
+		{p, "distrusts", e.certificate("distrusts", e.ca, e.foreignCA(), p.Identity()), ours, ""},
+		{p, "expects", e.certificate("expects", e.ca, e.ca, p.Identity()), id, ""},
+	}
+}
+
+// fails wants a connection to it to be a reset for our application. Our log has the
+// reason: where it refuses ours, the one that is heard of it; empty: nothing. Then
+// says wants what it says.
+func (s stranger) fails(e *env, family int, heard string, says func()) {
+	e.t.Helper()
+	watch, dst := e.watch("outbound"), netip.AddrPortFrom(s.pod.Addr(family), appPort)
+	if err := sees(connect(e, e.ours, dst)); !lab.IsReset(err) {
+		e.t.Errorf("the application saw %v, want a reset", err)
+	}
+	if reason := cmp.Or(s.reason, heard); reason != "" {
+		watch.refused(e, "reason="+reason, "reporter=source")
+	}
+	says()
+	watch.ended(e, dst, "tunnel_lost")
 }
 
 // to is a way from our pod to an application behind a foreign server.

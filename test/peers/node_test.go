@@ -238,46 +238,31 @@ func TestNodeServer(t *testing.T) {
 		}
 	}
 	start := func(p *lab.Pod, name string, f files, expect string) *nodejs {
-		return startNode(e, binary, p, name, object{"server": object{"port": hbonePort, "files": f, "expect": expect, "statuses": statuses}})
+		n := startNode(e, binary, p, name, object{"server": object{"port": hbonePort, "files": f, "expect": expect, "statuses": statuses}})
+		e.listening(p, netip.AddrPortFrom(loopback, hbonePort), n.Process)
+		return n
 	}
 	id, expect := e.theirs.Identity(), e.ours.Identity()
-	n := start(e.theirs, "server", e.certificate("server", e.ca, e.ca, id), expect)
-	e.listening(e.theirs, netip.AddrPortFrom(loopback, hbonePort), n.Process)
+	start(e.theirs, "server", e.certificate("server", e.ca, e.ca, id), expect)
 	good := to(app)
 	good.converse(e)
 	e.t.Run("RefusedConnect", func(t *testing.T) { good.refusedByAnswers(e.in(t)) })
 	e.t.Run("RefusedCertificate", func(t *testing.T) {
-		p := e.Pod(1, 3)
-		for _, c := range []struct {
-			name   string
-			f      files
-			expect string
-			ours   []string // that our log has; nil: nothing
-			event  string   // that it says
+		says := map[string]struct {
+			event  string
 			fields object
 		}{
-			// Ours refuses its.
-			{"somebody", e.certificate("somebody", e.ca, e.ca, id), expect, []string{"reason=identity_mismatch"}, "tls", object{"code": "ERR_SSL_TLSV1_ALERT_ACCESS_DENIED"}},
-			{"unknown", e.certificate("unknown", e.foreignCA(), e.ca, p.Identity()), expect, []string{"reason=chain_validation_failed"}, "tls", object{"code": "ERR_SSL_TLSV1_ALERT_UNKNOWN_CA"}},
-			// It refuses ours.
-			{"distrusts", e.certificate("distrusts", e.ca, e.foreignCA(), p.Identity()), expect, nil, "tls", nil},
-			{"expects", e.certificate("expects", e.ca, e.ca, p.Identity()), id, nil, "stranger", object{"who": expect}},
-		} {
-			t.Run(c.name, func(t *testing.T) {
-				e := e.in(t)
-				n := start(p, c.name, c.f, c.expect)
-				e.listening(p, netip.AddrPortFrom(loopback, hbonePort), n.Process)
+			"somebody":  {"tls", object{"code": "ERR_SSL_TLSV1_ALERT_ACCESS_DENIED"}},
+			"unknown":   {"tls", object{"code": "ERR_SSL_TLSV1_ALERT_UNKNOWN_CA"}},
+			"distrusts": {"tls", nil},
+			"expects":   {"stranger", object{"who": expect}},
+		}
+		for _, s := range strangers(e) {
+			t.Run(s.name, func(t *testing.T) {
+				n := start(s.pod, s.name, s.files, s.expects)
 				defer n.Kill()
-				families(e, func(e *env, family int) {
-					watch, dst := e.watch("outbound"), netip.AddrPortFrom(p.Addr(family), appPort)
-					if err := sees(connect(e, e.ours, dst)); !lab.IsReset(err) {
-						e.t.Errorf("the application saw %v, want a reset", err)
-					}
-					if c.ours != nil {
-						watch.refused(e, append(c.ours, "reporter=source")...)
-					}
-					n.hears(e, c.event, c.fields)
-					watch.ended(e, dst, "tunnel_lost")
+				families(e.in(t), func(e *env, family int) {
+					s.fails(e, family, "", func() { n.hears(e, says[s.name].event, says[s.name].fields) })
 				})
 			})
 		}
@@ -288,7 +273,6 @@ func TestNodeServer(t *testing.T) {
 		p := e.Pod(1, 2)
 		fresh := to(serve(e, p))
 		n := start(p, "fresh", e.certificate("fresh", e.ca, e.ca, p.Identity()), expect)
-		e.listening(p, netip.AddrPortFrom(loopback, hbonePort), n.Process)
 		fresh.losesEnd = strings.HasPrefix(n.version, "v18.") // seen on 18.20, not on 20.20
 		t.Run("ours", func(t *testing.T) {
 			families(e.in(t), func(e *env, family int) {

@@ -90,10 +90,7 @@ func (e *env) connect(from *lab.Pod, to netip.AddrPort, text string) *net.TCPCon
 	e.must(err)
 	e.t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second * lab.Slowness()))
-	_, err = io.WriteString(c, text)
-	e.must(err)
-	_, err = io.ReadFull(c, make([]byte, len(text)))
-	e.must(err)
+	e.must(lab.Exchange(c, text))
 	return c
 }
 
