@@ -250,12 +250,17 @@ func Exchange(c net.Conn, text string) error {
 	if _, err := io.WriteString(c, text); err != nil {
 		return err
 	}
+	return Expect(c, text)
+}
+
+// Expect reads text, and wants it to be that.
+func Expect(c net.Conn, text string) error {
 	got := make([]byte, len(text))
 	if _, err := io.ReadFull(c, got); err != nil {
 		return err
 	}
 	if string(got) != text {
-		return fmt.Errorf("got %q back, want %q", got, text)
+		return fmt.Errorf("got %q, want %q", got, text)
 	}
 	return nil
 }

@@ -140,9 +140,7 @@ func TestBadInput(t *testing.T) {
 	s := readSaid(t)
 	e := setup(t)
 	n := e.Nodes[0]
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute*lab.Slowness())
-	t.Cleanup(cancel)
-	e.ctx = ctx
+	e.takes(3 * time.Minute * lab.Slowness())
 	for _, n := range e.Nodes {
 		e.must(goodFiles(n.Dir))
 	}
@@ -323,7 +321,7 @@ func (e *env) snapshot(d *lab.Daemon) (st daemonStatus) {
 // and back: it is named once, in log, metric and status, and changes nothing.
 func (e *env) kept(t *testing.T, s *said, d *lab.Daemon, kind, first string, cases []badFile) {
 	t.Helper()
-	e = &env{Lab: e.Lab, t: t, ctx: e.ctx}
+	e = e.in(t)
 	until := func(what string, f func() error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(e.ctx, 20*time.Second*lab.Slowness())

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -46,15 +45,10 @@ func identified(t *testing.T, life time.Duration, before func(*env)) (*env, []*l
 	var daemons []*lab.Daemon
 	for _, n := range e.Nodes {
 		e.must(os.WriteFile(trustFile(n), []byte(nobody), 0o600))
-		d, err := n.StartDaemon(e.ctx, lab.DaemonConfig{
-			Binary: ztunnel, Pods: n.Pods[:2], Workloads: e.enrolled(),
-			Settings: map[string]any{"identity": map[string]any{
-				"ca":        map[string]any{"dir": caDir(n), "leafTTL": life.String()},
-				"trustFile": trustFile(n),
-			}},
-		})
-		e.must(err)
-		daemons = append(daemons, d)
+		daemons = append(daemons, e.startOn(n, lab.DaemonConfig{Settings: map[string]any{"identity": map[string]any{
+			"ca":        map[string]any{"dir": caDir(n), "leafTTL": life.String()},
+			"trustFile": trustFile(n),
+		}}}))
 	}
 	return e, daemons
 }
@@ -86,9 +80,7 @@ func TestRenewalUnderLoad(t *testing.T) {
 		life, whole, rate = 20*time.Second, 5*time.Minute, 510 // 500 and what beginning and end cost
 	}
 	e, d := identified(t, life, nil)
-	ctx, cancel := context.WithTimeout(context.Background(), whole+time.Minute)
-	defer cancel()
-	e.ctx = ctx
+	e.takes(whole + time.Minute)
 	observer := e.authority()
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)
@@ -256,7 +248,7 @@ func TestRootRotation(t *testing.T) {
 	root := certificates(e, filepath.Join(next, "root.pem"))[0]
 	load := e.requests(e.Pod(1, 1), app.Addr(4), 100)
 	knock := func() error {
-		return e.ask(e.Pod(1, 3), peerTLS(e.svid(old, e.Pod(1, 3).Identity())), app.Addr(4), marker)
+		return e.ask(e.Pod(1, 3), peerTLS(e.svid(old, e.Pod(1, 3).Identity())), app.Addr(4))
 	}
 	e.must(knock()) // the control: the old root is good
 

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -117,23 +116,11 @@ func (e *env) pins(d *lab.Daemon) string {
 func TestManyPodsComeAndGo(t *testing.T) {
 	const at = 50
 	rounds := max(2, 10/int(lab.Slowness()))
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute*lab.Slowness())
-	t.Cleanup(cancel)
-	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: at + 1, Prefix: prefix})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Errorf("close lab: %v", err)
-		}
-	})
-	e := &env{Lab: l, t: t, ctx: ctx}
+	e := setupWith(t, at+1)
+	e.takes(3 * time.Minute * lab.Slowness())
 	var d []*lab.Daemon
 	for _, n := range e.Nodes {
-		one, err := n.StartDaemon(ctx, lab.DaemonConfig{Binary: ztunnel, Pods: n.Pods[:1]})
-		e.must(err)
-		d = append(d, one)
+		d = append(d, e.startOn(n, lab.DaemonConfig{Pods: n.Pods[:1], Workloads: e.Workloads()}))
 	}
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)
@@ -163,7 +150,7 @@ func TestManyPodsComeAndGo(t *testing.T) {
 	}
 	traffic.whole(t, 1)
 	var after held
-	err = lab.Until(ctx, "what the pods took is given back", func() error {
+	err = lab.Until(e.ctx, "what the pods took is given back", func() error {
 		after = e.holds(d[0])
 		if after.descriptors > before.descriptors+16 || after.goroutines > before.goroutines+16 || after.kept() != before.kept() || after.memory > before.memory*1.5+16 {
 			return fmt.Errorf("before %v; after %v", before, after)

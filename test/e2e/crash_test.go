@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -36,12 +35,10 @@ type crash struct {
 func newCrash(t *testing.T) *crash {
 	t.Helper()
 	c := &crash{env: setup(t)}
-	ctx, cancel := context.WithTimeout(context.Background(), scaled(2*time.Minute))
-	t.Cleanup(cancel)
-	c.ctx = ctx
+	c.takes(scaled(2 * time.Minute))
 	c.cfg = lab.DaemonConfig{Binary: ztunnel, Pods: c.Nodes[0].Pods[:2], Workloads: c.enrolled()}
-	_, err := c.Nodes[1].StartDaemon(ctx, lab.DaemonConfig{Binary: ztunnel, Pods: c.Nodes[1].Pods[:2], Workloads: c.enrolled()})
-	c.must(err)
+	c.startOn(c.Nodes[1], lab.DaemonConfig{})
+	var err error
 	c.plain, err = c.Pod(2, 3).Echo(8080)
 	c.must(err)
 	c.app, err = c.Pod(2, 1).Echo(8080)
@@ -65,8 +62,7 @@ func (c *crash) start(pods []*lab.Pod) *lab.Daemon {
 	c.t.Helper()
 	cfg := c.cfg
 	cfg.Pods = pods
-	d, err := c.Nodes[0].StartDaemon(c.ctx, cfg)
-	c.must(err)
+	d := c.startOn(c.Nodes[0], cfg)
 	wire := c.wire(marker)
 	for _, p := range pods {
 		for _, family := range []int{4, 6} {

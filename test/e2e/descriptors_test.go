@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -19,23 +18,14 @@ import (
 func TestDescriptors(t *testing.T) {
 	families(t, func(t *testing.T, family int) {
 		const limit, many = 200, 260
-		wrapped := filepath.Join(t.TempDir(), "ztunnel") // goes after the lab, which cleans up with it
-		if err := os.WriteFile(wrapped, fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != run ] || ulimit -n %d\nexec %s \"$@\"\n", limit, ztunnel), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		binary := wrapped(t, fmt.Sprintf("ulimit -n %d", limit))
 		e := setup(t)
 		one, two, late := e.Pod(1, 1), e.Pod(2, 1), e.Pod(2, 2)
 		near, err := one.Echo(8080)
 		e.must(err)
 		far, err := two.Echo(8080)
 		e.must(err)
-		var d []*lab.Daemon
-		for i, binary := range []string{wrapped, ztunnel} {
-			n := e.Nodes[i]
-			is, err := n.StartDaemon(e.ctx, lab.DaemonConfig{Binary: binary, Pods: n.Pods[:2], Workloads: e.enrolled()})
-			e.must(err)
-			d = append(d, is)
-		}
+		d := []*lab.Daemon{e.startOn(e.Nodes[0], lab.DaemonConfig{Binary: binary}), e.startOn(e.Nodes[1], lab.DaemonConfig{})}
 		e.must(e.call(two, near.Addr(family))) // a session is there
 		if n := e.sum(d[0], "culvert_connections_closed_total", "reason", "limit"); n != 0 {
 			t.Errorf("control: %v ended by a limit before", n)
@@ -43,8 +33,8 @@ func TestDescriptors(t *testing.T) {
 
 		// Each is held, until there are no descriptors.
 		var open []*net.TCPConn
-		fill := func(from *lab.Pod, to *lab.App, tries, few int) (refused int) {
-			held := 0
+		fill := func(from *lab.Pod, to *lab.App, tries, few int) {
+			held, refused := 0, 0
 			for range tries {
 				c, err := e.dial(from, to.Addr(family))
 				if err == nil {
@@ -64,7 +54,6 @@ func TestDescriptors(t *testing.T) {
 			if held < few || refused < 20 {
 				t.Errorf("from %s: too few", from.Name)
 			}
-			return refused
 		}
 		fill(one, far, many, 20) // captured
 		fill(two, near, 100, 0)  // delivered: some sockets are in stock

@@ -162,12 +162,8 @@ func TestExistingConnectionsAreReset(t *testing.T) {
 					t.Error("control: the old connection's marker is not on the wire")
 				}
 				cfg := settings("reset")
-				cfg.Binary, cfg.Workloads = ztunnel, e.enrolled()
 				cfg.Settings["mesh"] = map[string]any{"cidrs": []string{}}
-				n := e.Nodes[enrolled-1]
-				cfg.Pods = n.Pods[:2]
-				d, err := n.StartDaemon(e.ctx, cfg)
-				e.must(err)
+				d := e.startOn(e.Nodes[enrolled-1], cfg)
 
 				again := e.wire(marker)
 				if err := exchange(old, marker); !isReset(err) && !isAborted(err) {

@@ -31,7 +31,6 @@ type peerMesh struct {
 	sessions chan *framed
 	settings []http2.Setting             // that it sends
 	present  *atomic.Pointer[tls.Config] // to the next client
-	last     *framed
 }
 
 func newPeerMesh(t *testing.T, cfg lab.DaemonConfig, settings ...http2.Setting) *peerMesh {
@@ -47,7 +46,7 @@ func newPeerMesh(t *testing.T, cfg lab.DaemonConfig, settings ...http2.Setting) 
 	_, err := m.impostor.Serve(hbonePort, func(c *net.TCPConn) {
 		_ = c.SetDeadline(time.Now().Add(4 * patience()))
 		seen := &records{Conn: c}
-		f := &framed{conn: tls.Server(seen, m.present.Load()), raw: c, records: seen, frames: make(chan frame, 4096), closed: make(chan struct{})}
+		f := &framed{conn: tls.Server(seen, m.present.Load()), raw: c, records: seen, frames: make(chan frame, 4096)}
 		if f.conn.Handshake() != nil {
 			return
 		}
@@ -70,18 +69,14 @@ func (m *peerMesh) session() *framed {
 	m.t.Helper()
 	select {
 	case f := <-m.sessions:
-		m.t.Cleanup(f.hangUp)
+		m.t.Cleanup(func() { f.raw.Close() })
 		f.t = m.t
-		m.last = f
 		return f
 	case <-time.After(patience()):
 		m.t.Fatal("no session was opened")
 		return nil
 	}
 }
-
-// old is the session that there is already; nil: none.
-func (m *peerMesh) old() *framed { return m.last }
 
 // none wants no further session to have been opened.
 func (m *peerMesh) none() {
@@ -152,8 +147,6 @@ type framed struct {
 	raw     *net.TCPConn
 	records *records
 	frames  chan frame // closed at the end
-	once    sync.Once
-	closed  chan struct{}
 
 	given atomic.Int64 // bytes by which the connection's window has grown
 
@@ -229,9 +222,6 @@ func (f *framed) do(write func() error) {
 	_ = write() // an error is one of the next read too
 }
 
-// hangUp closes the connection as a process that dies does: no goodbye.
-func (f *framed) hangUp() { f.once.Do(func() { close(f.closed); f.raw.Close() }) }
-
 // next is the next frame of a type; others are passed over.
 func (f *framed) next(want http2.FrameType) frame {
 	f.t.Helper()
@@ -300,10 +290,29 @@ func (f *framed) echo() string {
 // exchange has a client's text echoed by the server.
 func (f *framed) exchange(c net.Conn, text string) error {
 	f.t.Helper()
-	done := make(chan error, 1)
-	go func() { done <- exchange(c, text) }()
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	return f.returns(c, text)
+}
+
+// returns is exchange once the client has said the text.
+func (f *framed) returns(c net.Conn, text string) error {
+	f.t.Helper()
 	if got := f.echo(); got != text {
 		return fmt.Errorf("the server got %q, want %q", got, text)
 	}
-	return <-done
+	return lab.Expect(c, text)
+}
+
+// accepts answers the next request with 200, and has a client's text echoed on its
+// stream.
+func (f *framed) accepts(c net.Conn, text string) (stream uint32) {
+	f.t.Helper()
+	stream = f.request()
+	f.respond(stream, "200", false)
+	if err := f.exchange(c, text); err != nil {
+		f.t.Fatal(err)
+	}
+	return stream
 }

@@ -41,12 +41,9 @@ func TestExpiredSession(t *testing.T) {
 
 	c1 := m.connect(m.client, m.app(4))
 	s1 := m.session()
-	stream := s1.request()
-	s1.respond(stream, "200", false)
-	m.must(s1.exchange(c1, "one"))
+	stream := s1.accepts(c1, "one")
 	c2 := m.connect(m.client, m.app(4)) // the control
-	s1.respond(s1.request(), "200", false)
-	m.must(s1.exchange(c2, "two"))
+	s1.accepts(c2, "two")
 	m.none()
 
 	<-time.After(time.Until(over.Add(time.Second))) // the other's is not later than that
@@ -54,8 +51,7 @@ func TestExpiredSession(t *testing.T) {
 	// Our client goes to a session with another certificate.
 	c3 := m.connect(m.client, m.app(4))
 	s2 := m.session()
-	s2.respond(s2.request(), "200", false)
-	m.must(s2.exchange(c3, "three"))
+	s2.accepts(c3, "three")
 	m.must(s1.exchange(c1, "four"))
 	s1.do(func() error { return s1.fr.WriteData(stream, true, nil) })
 	m.must(c1.CloseWrite())
@@ -95,7 +91,7 @@ func TestNoIdentityBeforeHandshake(t *testing.T) {
 		claimed.Key = other.Key // not the certificate's
 		reached := len(c.app.Peers())
 		watch := c.watch(c.daemons[1])
-		if err := c.ask(c.stranger, peerTLS(&claimed), c.app.Addr(family), marker); alert(err) == "" {
+		if err := c.ask(c.stranger, peerTLS(&claimed), c.app.Addr(family)); alert(err) == "" {
 			t.Errorf("a client without its certificate's key heard %v, want an alert", err)
 		}
 		watch.failed("destination", identity.ReasonTLSProtocol, "signature")

@@ -73,9 +73,7 @@ func TestKilledDaemon(t *testing.T) {
 		}
 
 		// The pins are taken over, and the pod is served again.
-		if _, err := e.Nodes[0].StartDaemon(e.ctx, lab.DaemonConfig{Binary: ztunnel, Workloads: e.enrolled(), Pods: e.Nodes[0].Pods[:2]}); err != nil {
-			t.Fatal(err)
-		}
+		e.startOn(e.Nodes[0], lab.DaemonConfig{})
 		e.carried(e.Pod(1, 1), app.Addr(family))
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -63,8 +64,14 @@ type env struct {
 // setup builds the lab, without daemons.
 func setup(t *testing.T) *env {
 	t.Helper()
+	return setupWith(t, 3)
+}
+
+// setupWith builds one with so many pods on each node.
+func setupWith(t *testing.T, pods int) *env {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second*lab.Slowness())
-	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: 3, Prefix: prefix})
+	l, err := lab.New(ctx, lab.Config{Nodes: 2, PodsPerNode: pods, Prefix: prefix})
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -82,6 +89,13 @@ func setup(t *testing.T) *env {
 	return e
 }
 
+// takes gives a test that takes longer than others its time.
+func (e *env) takes(d time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	e.t.Cleanup(cancel)
+	e.ctx = ctx
+}
+
 // mesh is setup with a daemon on each node.
 func mesh(t *testing.T) (*env, []*lab.Daemon) {
 	t.Helper()
@@ -89,26 +103,44 @@ func mesh(t *testing.T) (*env, []*lab.Daemon) {
 	return e, e.start(lab.DaemonConfig{})
 }
 
-// start starts a daemon on each node, which enrols the first two pods.
+// start starts a daemon on each node.
 func (e *env) start(cfg lab.DaemonConfig) []*lab.Daemon {
 	e.t.Helper()
-	cfg.Binary = ztunnel
 	var out []*lab.Daemon
 	for _, n := range e.Nodes {
-		c := cfg
-		if c.Pods == nil {
-			c.Pods = n.Pods[:2]
-		}
-		if c.Workloads == nil {
-			c.Workloads = e.enrolled()
-		}
-		d, err := n.StartDaemon(e.ctx, c)
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		out = append(out, d)
+		out = append(out, e.startOn(n, cfg))
 	}
 	return out
+}
+
+// startOn starts a node's daemon, which enrols the first two pods and knows those of
+// both nodes, unless it is told otherwise.
+func (e *env) startOn(n *lab.Node, cfg lab.DaemonConfig) *lab.Daemon {
+	e.t.Helper()
+	if cfg.Binary == "" {
+		cfg.Binary = ztunnel
+	}
+	if cfg.Pods == nil {
+		cfg.Pods = n.Pods[:2]
+	}
+	if cfg.Workloads == nil {
+		cfg.Workloads = e.enrolled()
+	}
+	d, err := n.StartDaemon(e.ctx, cfg)
+	e.must(err)
+	return d
+}
+
+// wrapped is a ztunnel that does something else in the shell before it runs. It is
+// to be made before the lab, which cleans up with it.
+func wrapped(t *testing.T, first string) (binary string) {
+	t.Helper()
+	binary = filepath.Join(t.TempDir(), "ztunnel")
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" != run ] || %s\nexec %s \"$@\"\n", first, ztunnel)
+	if err := os.WriteFile(binary, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return binary
 }
 
 // enrolled are the workloads of the first two pods of each node.

@@ -59,19 +59,12 @@ func TestMemoryLimit(t *testing.T) {
 	userSpace(t)
 	const limit, connections = 256 << 20, 2000
 	group, peak := memoryGroup(t, limit)
-	wrapped := filepath.Join(t.TempDir(), "ztunnel") // goes after the lab, which cleans up with it
+	binary := wrapped(t, "echo $$ > "+group+"/cgroup.procs")
 	e := setup(t)
-	e.must(os.WriteFile(wrapped, fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != run ] || echo $$ > %s/cgroup.procs\nexec %s \"$@\"\n", group, ztunnel), 0o755))
 	one, two := e.Pod(1, 1), e.Pod(2, 1)
 	app, err := two.Echo(8080)
 	e.must(err)
-	var d []*lab.Daemon
-	for i, binary := range []string{wrapped, ztunnel} {
-		n := e.Nodes[i]
-		is, err := n.StartDaemon(e.ctx, lab.DaemonConfig{Binary: binary, Pods: n.Pods[:2], Workloads: e.enrolled()})
-		e.must(err)
-		d = append(d, is)
-	}
+	d := []*lab.Daemon{e.startOn(e.Nodes[0], lab.DaemonConfig{Binary: binary}), e.startOn(e.Nodes[1], lab.DaemonConfig{})}
 	want := strconv.Itoa(limit / 100 * 90)
 	if log := d[0].LogTail(50); !strings.Contains(log, "memory is limited by the cgroup") || !strings.Contains(log, "limit="+want) {
 		t.Errorf("the log does not say so:\n%s", log)

@@ -43,11 +43,7 @@ func TestPodThatCannotBeEnrolledYet(t *testing.T) {
 	}
 	e.must(os.Symlink(e.Pod(1, 3).NetnsPath(), path))
 	e.settled(d[0], 3)
-	wire := e.wire(marker)
-	e.must(exchange(e.connect(e.Pod(1, 3), app.Addr(4)), marker))
-	if wire.Seen(0) != 0 {
-		t.Error("it is in plaintext")
-	}
+	e.carried(e.Pod(1, 3), app.Addr(4))
 	traffic.whole(t, 1)
 }
 
@@ -86,11 +82,7 @@ func TestNamespaceBehindThePathIsReplaced(t *testing.T) {
 	}))
 	lead(three)
 	e.settled(d[0], 2)
-	wire := e.wire(marker)
-	e.must(e.call(three, app.Addr(4)))
-	if wire.Seen(0) != 0 {
-		t.Error("it is in plaintext")
-	}
+	e.carried(three, app.Addr(4))
 }
 
 // The name of the namespace goes away first: the pod is still served, since who is
@@ -101,11 +93,7 @@ func TestNamespaceGone(t *testing.T) {
 	e.must(err)
 	two := e.Pod(1, 2)
 	e.must(netns.DeleteNamed(filepath.Base(two.NetnsPath())))
-	wire := e.wire(marker)
-	e.must(e.call(two, app.Addr(4)))
-	if wire.Seen(0) != 0 {
-		t.Error("it is in plaintext")
-	}
+	e.carried(two, app.Addr(4))
 	e.setPods(d[0], entryOf(e.Pod(1, 1)))
 	// What looks for links goes by the name.
 	if left := strings.TrimPrefix(e.Nodes[0].State(two), "error: find namespace: no such file or directory"); left != "" {
@@ -139,8 +127,7 @@ func TestListedPodStaysRefused(t *testing.T) {
 	e.must(os.Remove(path))
 	wire := e.wire(marker)
 	e.replace(e.Nodes[0], "listed.yaml", e.text("pods", []podEntry{entryOf(e.Pod(1, 1)), entry}))
-	again, err := e.Nodes[0].StartDaemon(e.ctx, lab.DaemonConfig{Binary: ztunnel, Workloads: e.enrolled(), Settings: map[string]any{"pods": map[string]any{"file": "listed.yaml"}}})
-	e.must(err)
+	again := e.startOn(e.Nodes[0], lab.DaemonConfig{Settings: map[string]any{"pods": map[string]any{"file": "listed.yaml"}}})
 	e.must(lab.Until(e.ctx, "the listed pod is tried", func() error {
 		if n := e.sum(again, "culvert_pods", "state", "enrolling"); n != 1 {
 			return fmt.Errorf("%v pods are enrolling", n)

@@ -205,22 +205,28 @@ func (s *peerSession) expect(stream uint32, text string) error {
 	return nil
 }
 
-// ask asks for an application behind the daemon's pod and wants text back from
-// it: what a peer that is let in gets.
-func (e *env) ask(from *lab.Pod, cfg *tls.Config, to netip.AddrPort, text string) error {
+// carry asks for an application behind the daemon's pod and wants the marker back
+// from it. The stream stays open.
+func (s *peerSession) carry(to netip.AddrPort, more ...string) (stream uint32, err error) {
+	a, err := s.connect(marker, to, more...)
+	switch {
+	case err != nil:
+		return 0, err
+	case a.status != 200:
+		return 0, fmt.Errorf("status %d (%s)", a.status, a.reason)
+	}
+	return a.stream, s.expect(a.stream, marker)
+}
+
+// ask is carry on a session of its own: what a peer that is let in gets.
+func (e *env) ask(from *lab.Pod, cfg *tls.Config, to netip.AddrPort) error {
 	s, err := e.session(from, to.Addr(), cfg)
 	if err != nil {
 		return err
 	}
 	defer s.NetConn().Close()
-	a, err := s.connect(text, to)
-	switch {
-	case err != nil:
-		return err
-	case a.status != 200:
-		return fmt.Errorf("status %d (%s)", a.status, a.reason)
-	}
-	return s.expect(a.stream, text)
+	_, err = s.carry(to)
+	return err
 }
 
 // peerServer is a pod that is not enrolled and listens on the HBONE port, with a

@@ -271,10 +271,7 @@ func TestPermissiveFailsClosed(t *testing.T) {
 		if n := len(app.Peers()); n != 1 {
 			t.Errorf("%d connections reached the application, want 1", n)
 		}
-		if _, err := e.Nodes[1].StartDaemon(e.ctx, lab.DaemonConfig{Binary: ztunnel, Workloads: e.enrolled(), Pods: e.Nodes[1].Pods[:2],
-			Settings: map[string]any{"policy": map[string]any{"file": "policy.yaml"}}}); err != nil {
-			t.Fatal(err)
-		}
+		e.startOn(e.Nodes[1], lab.DaemonConfig{Settings: map[string]any{"policy": map[string]any{"file": "policy.yaml"}}})
 		e.must(exchange(e.connect(e.Pod(1, 3), app.Addr(family)), marker))
 	})
 }

@@ -242,17 +242,14 @@ func TestRenewal(t *testing.T) {
 	m := newPeerMesh(t, lab.DaemonConfig{})
 	for i, n := range m.Nodes { // again, with short lives
 		m.must(m.daemons[i].Stop(m.ctx))
-		d, err := n.StartDaemon(m.ctx, lab.DaemonConfig{
-			Binary: ztunnel, Pods: n.Pods[:2], Workloads: append(m.enrolled(), m.impostor.Workload()),
-			Settings: map[string]any{"identity": map[string]any{"ca": map[string]any{"dir": n.Dir + "/ca", "leafTTL": "2s"}}},
+		m.daemons[i] = m.startOn(n, lab.DaemonConfig{
+			Workloads: append(m.enrolled(), m.impostor.Workload()),
+			Settings:  map[string]any{"identity": map[string]any{"ca": map[string]any{"dir": n.Dir + "/ca", "leafTTL": "2s"}}},
 		})
-		m.must(err)
-		m.daemons[i] = d
 	}
 	first := m.connect(m.client, m.app(4))
 	s1 := m.session()
-	s1.respond(s1.request(), "200", false)
-	m.must(s1.exchange(first, marker))
+	s1.accepts(first, marker)
 	leaf := func(s *framed) string { return s.conn.ConnectionState().PeerCertificates[0].SerialNumber.Text(16) }
 	old := leaf(s1)
 	// New sessions, each to be ended, until one has another certificate.
@@ -260,9 +257,7 @@ func TestRenewal(t *testing.T) {
 	err := lab.Until(m.ctx, "a new session has a new certificate", func() error {
 		c := m.connect(m.client, m.app(6))
 		s := m.session()
-		stream := s.request()
-		s.respond(stream, "200", false)
-		m.must(s.exchange(c, marker))
+		stream := s.accepts(c, marker)
 		serial := leaf(s)
 		s.do(func() error { return s.fr.WriteGoAway(stream, http2.ErrCodeNo, nil) })
 		s.do(func() error { return s.fr.WriteData(stream, true, nil) })

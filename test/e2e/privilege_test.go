@@ -17,10 +17,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/culvert-mesh/culvert/internal/lab"
 	"github.com/culvert-mesh/culvert/internal/netns"
 	"github.com/culvert-mesh/culvert/privilege"
-	"github.com/vishvananda/netlink"
 )
 
 // startWithout starts cmd in ns, as root without some capabilities. Its thread is
@@ -146,11 +147,7 @@ func TestReducedPrivileges(t *testing.T) {
 	e.must(err)
 	var daemons []*lab.Daemon
 	for i, seccomp := range []string{"enforce", "disabled"} {
-		d, err := e.Nodes[i].StartDaemon(e.ctx, lab.DaemonConfig{
-			Binary: ztunnel, Pods: e.Nodes[i].Pods[:2], Workloads: e.enrolled(), Settings: map[string]any{"seccomp": seccomp},
-		})
-		e.must(err)
-		daemons = append(daemons, d)
+		daemons = append(daemons, e.startOn(e.Nodes[i], lab.DaemonConfig{Settings: map[string]any{"seccomp": seccomp}}))
 	}
 	held := e.connect(e.Pod(1, 1), app.Addr(4))
 	e.must(exchange(held, marker))

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -91,9 +90,7 @@ type peerCheck struct {
 
 func newPeerCheck(t *testing.T) *peerCheck {
 	e := setup(t)
-	ctx, cancel := context.WithTimeout(context.Background(), scaled(time.Minute))
-	t.Cleanup(cancel)
-	e.ctx = ctx // the peers of TestPeerCheck are many
+	e.takes(scaled(time.Minute)) // the peers of TestPeerCheck are many
 	// Makes the root, below which the peers have their certificates.
 	e.must(e.Nodes[0].Configure(lab.DaemonConfig{}))
 	c := &peerCheck{
@@ -135,12 +132,10 @@ func (c *peerCheck) run(trust string) {
 			c.must(os.WriteFile(file, []byte(trust), 0o600))
 			ca["trustFile"] = file
 		}
-		d, err := n.StartDaemon(c.ctx, lab.DaemonConfig{
-			Binary: ztunnel, Pods: n.Pods[:2], Workloads: append(c.enrolled(), c.impostor.Workload()),
-			Settings: map[string]any{"identity": ca, "tunnel": map[string]any{"handshakeTimeout": handshakeTimeout().String()}},
-		})
-		c.must(err)
-		c.daemons = append(c.daemons, d)
+		c.daemons = append(c.daemons, c.startOn(n, lab.DaemonConfig{
+			Workloads: append(c.enrolled(), c.impostor.Workload()),
+			Settings:  map[string]any{"identity": ca, "tunnel": map[string]any{"handshakeTimeout": handshakeTimeout().String()}},
+		}))
 	}
 }
 
@@ -180,7 +175,7 @@ func (c *peerCheck) refuseClient(family int, w wrong) {
 // knock is a wrong client.
 func (c *peerCheck) knock(dst netip.AddrPort, w wrong) error {
 	if !w.silent {
-		return c.ask(c.stranger, w.config(c.goodClient), dst, marker)
+		return c.ask(c.stranger, w.config(c.goodClient), dst)
 	}
 	raw := c.connect(c.stranger, netip.AddrPortFrom(dst.Addr(), hbonePort))
 	b, err := io.ReadAll(raw)
@@ -198,7 +193,7 @@ func (c *peerCheck) serveClient(family int, cfg *tls.Config) {
 	c.t.Helper()
 	reached := len(c.app.Peers())
 	watch := c.watch(c.daemons[1])
-	if err := c.ask(c.stranger, cfg, c.app.Addr(family), marker); err != nil {
+	if err := c.ask(c.stranger, cfg, c.app.Addr(family)); err != nil {
 		c.t.Errorf("control: a good client: %v", err)
 	}
 	watch.counted(0, 1, "destination", "")
@@ -461,11 +456,7 @@ func TestForeignRoots(t *testing.T) {
 			settings = maps.Clone(settings)
 			settings["trustFile"] = file
 		}
-		d, err := n.StartDaemon(e.ctx, lab.DaemonConfig{
-			Binary: ztunnel, Pods: n.Pods[:2], Workloads: e.enrolled(), Settings: map[string]any{"identity": settings},
-		})
-		e.must(err)
-		return d
+		return e.startOn(n, lab.DaemonConfig{Settings: map[string]any{"identity": settings}})
 	}
 	refused := func(e *env, family int, one, two *lab.Daemon, byClient, byServer identity.Reason) {
 		e.t.Helper()

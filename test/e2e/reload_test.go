@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/culvert-mesh/culvert/admin"
 	"github.com/culvert-mesh/culvert/internal/capture"
 	"github.com/culvert-mesh/culvert/internal/lab"
 )
@@ -132,19 +132,8 @@ func (e *env) call(from *lab.Pod, dst netip.AddrPort) error {
 // status is what the admin socket says of a daemon.
 func (e *env) status(d *lab.Daemon) string {
 	e.t.Helper()
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(d.RunDir(), "admin.sock"))
-	}}}
-	req, err := http.NewRequestWithContext(e.ctx, http.MethodGet, "http://admin/status", nil)
-	e.must(err)
-	resp, err := c.Do(req)
-	e.must(err)
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	e.must(err)
-	if resp.StatusCode != http.StatusOK {
-		e.t.Errorf("GET /status: %s: %s", resp.Status, b)
-	}
+	var b []byte
+	e.must(admin.Get(e.ctx, admin.Socket(d.RunDir()), "/status", &b))
 	return string(b)
 }
 

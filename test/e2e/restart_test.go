@@ -28,7 +28,7 @@ import (
 type load struct {
 	e       *env
 	d       []*lab.Daemon
-	cfg     []lab.DaemonConfig
+	cfg     lab.DaemonConfig
 	wire    *capture.Capture
 	callers []*caller
 	all     tally // of the callers
@@ -53,16 +53,12 @@ func portOf(p *lab.Pod, family int, port uint16) netip.AddrPort {
 func newLoad(t *testing.T) *load {
 	t.Helper()
 	e := setup(t)
-	ctx, cancel := context.WithTimeout(context.Background(), scaled(2*time.Minute))
-	t.Cleanup(cancel)
-	e.ctx = ctx
+	e.takes(scaled(2 * time.Minute))
 	l := &load{e: e}
 	workloads := append(e.enrolled(), e.Pod(1, baitPod).Workload(), e.Pod(2, baitPod).Workload())
+	l.cfg = lab.DaemonConfig{Workloads: workloads}
+	l.d = e.start(l.cfg)
 	for _, n := range e.Nodes {
-		cfg := lab.DaemonConfig{Binary: ztunnel, Pods: n.Pods[:2], Workloads: workloads}
-		d, err := n.StartDaemon(ctx, cfg)
-		e.must(err)
-		l.cfg, l.d = append(l.cfg, cfg), append(l.d, d)
 		for _, p := range n.Pods {
 			_, err := p.Serve(8080, func(c *net.TCPConn) { _ = answerMessages(c) })
 			e.must(err)
@@ -120,10 +116,8 @@ func (l *load) served(t *testing.T, what string) {
 func (l *load) start(t *testing.T, i int) (ready, served time.Duration) {
 	t.Helper()
 	begun := time.Now()
-	d, err := l.e.Nodes[i].StartDaemon(l.e.ctx, l.cfg[i])
-	l.e.must(err)
+	l.d[i] = l.e.startOn(l.e.Nodes[i], l.cfg)
 	ready = time.Since(begun)
-	l.d[i] = d
 	l.served(t, "each caller is served again, which nobody touched")
 	return ready, time.Since(begun)
 }

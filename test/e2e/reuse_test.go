@@ -122,9 +122,7 @@ func TestReusedAddress(t *testing.T) {
 
 func reusedAddress(t *testing.T, family int, moved, early bool) {
 	e, d := mesh(t)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute*lab.Slowness())
-	t.Cleanup(cancel)
-	e.ctx = ctx
+	e.takes(time.Minute * lab.Slowness())
 	const account = "successor"
 	first := e.named(e.Pod(2, 1), "first")
 	from, dst := e.Pod(1, 1), first.Addr(family)

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -92,9 +91,7 @@ func TestTenThousandAtOnce(t *testing.T) {
 	const n, workers = 10000, 64
 	descriptors(t, n+4000)
 	e := setup(t)
-	ctx, cancel := context.WithTimeout(context.Background(), scaled(2*time.Minute))
-	t.Cleanup(cancel)
-	e.ctx = ctx
+	e.takes(scaled(2 * time.Minute))
 	d := e.start(lab.DaemonConfig{})
 	from, to := e.Pod(1, 1), e.Pod(2, 1)
 	e.echoProcess(to, 8080)
@@ -111,7 +108,7 @@ func TestTenThousandAtOnce(t *testing.T) {
 			}
 		}
 	}()
-	deadline, _ := ctx.Deadline()
+	deadline, _ := e.ctx.Deadline()
 	each := func(what string, f func(i int) error) {
 		t.Helper()
 		begun := time.Now()
@@ -134,7 +131,7 @@ func TestTenThousandAtOnce(t *testing.T) {
 	}
 	text := func(i int, when string) string { return fmt.Sprintf("connection %d %s", i, when) }
 	each("all are opened, and exchange", func(i int) (err error) {
-		if conns[i], err = from.Dial(ctx, at(to, 4+i%2*2)); err != nil {
+		if conns[i], err = from.Dial(e.ctx, at(to, 4+i%2*2)); err != nil {
 			return err
 		}
 		if err := conns[i].SetDeadline(deadline); err != nil {
@@ -155,15 +152,7 @@ func TestTenThousandAtOnce(t *testing.T) {
 		return err
 	})
 	each("all are answered", func(i int) error {
-		want := text(i, "again")
-		got := make([]byte, len(want))
-		if _, err := io.ReadFull(conns[i], got); err != nil {
-			return err
-		}
-		if string(got) != want {
-			return fmt.Errorf("got %q, want %q", got, want)
-		}
-		return nil
+		return lab.Expect(conns[i], text(i, "again"))
 	})
 	each("all end in good order", func(i int) error {
 		if err := conns[i].CloseWrite(); err != nil {
@@ -173,7 +162,7 @@ func TestTenThousandAtOnce(t *testing.T) {
 	})
 	for i, reporter := range []string{"source", "destination"} {
 		var after held
-		e.must(lab.Until(ctx, "all are counted as ended, and what they took is given back", func() error {
+		e.must(lab.Until(e.ctx, "all are counted as ended, and what they took is given back", func() error {
 			after = e.holds(d[i])
 			ok := e.sum(d[i], "culvert_connections_closed_total", "reporter", reporter, "reason", "ok")
 			if ok < n || after.descriptors > before[i].descriptors+256 { // sockets in stock, and sessions
@@ -199,11 +188,9 @@ func TestTwoGibibytesBothWays(t *testing.T) {
 	for _, streams := range []int{1, 8} {
 		t.Run(fmt.Sprint(streams), func(t *testing.T) {
 			e := setup(t)
-			ctx, cancel := context.WithTimeout(context.Background(), scaled(3*time.Minute))
-			t.Cleanup(cancel)
-			e.ctx = ctx
+			e.takes(scaled(3 * time.Minute))
 			d := e.start(lab.DaemonConfig{})
-			deadline, _ := ctx.Deadline()
+			deadline, _ := e.ctx.Deadline()
 			size := total / int64(streams)
 			// both does one end of a connection.
 			both := func(c *net.TCPConn) error {
@@ -249,7 +236,7 @@ func TestTwoGibibytesBothWays(t *testing.T) {
 			took := time.Since(begun)
 			t.Logf("%d MiB each way on %d connections in %v, %.0f MiB/s both ways together; the daemons held %.0f and %.0f MiB at most, their descriptors %v and %v",
 				total>>20, streams, took.Round(time.Millisecond), float64(2*total>>20)/took.Seconds(), memory[0], memory[1], e.sum(d[0], "process_open_fds"), e.sum(d[1], "process_open_fds"))
-			lines, err := d[1].WaitAccessLog(ctx, streams, func(l lab.Entry) bool { return l.String("direction") == "inbound" })
+			lines, err := d[1].WaitAccessLog(e.ctx, streams, func(l lab.Entry) bool { return l.String("direction") == "inbound" })
 			e.must(err)
 			want := fmt.Sprint(size + 8 + sha256.Size)
 			for _, l := range lines {

@@ -49,12 +49,8 @@ func TestNoEarlyData(t *testing.T) {
 			t.Errorf("%q came before the 200", x.data)
 		}
 		s.respond(stream, "200", false)
-		if got := s.echo(); got != marker { // the control
-			t.Errorf("control: %q came after the 200", got)
-		}
-		got := make([]byte, len(marker))
-		if _, err := io.ReadFull(c, got); err != nil || string(got) != marker {
-			t.Errorf("control: %q came back, %v", got, err)
+		if err := s.returns(c, marker); err != nil { // the control
+			t.Errorf("control: after the 200: %v", err)
 		}
 	})
 }
@@ -68,8 +64,7 @@ func TestStatusOfPeer(t *testing.T) {
 		m := m.in(t)
 		first := m.connect(m.client, m.app(family))
 		s := m.session()
-		s.respond(s.request(), "200", false)
-		m.must(s.exchange(first, marker)) // the control
+		s.accepts(first, marker) // the control
 		for status, reason := range map[string]string{"400": "refused", "401": "denied_by_peer", "403": "denied_by_peer", "404": "unreachable", "503": "unreachable", "204": "unreachable", "302": "unreachable"} {
 			watch := m.watch(m.daemons[0])
 			c := m.connect(m.client, m.app(family))
@@ -100,21 +95,16 @@ func TestGoAway(t *testing.T) {
 		m := m.in(t)
 		c1 := m.connect(m.client, m.app(family))
 		s1 := m.session()
-		stream := s1.request()
-		s1.respond(stream, "200", false)
-		m.must(s1.exchange(c1, "one"))
+		s1.accepts(c1, "one")
 		c2 := m.connect(m.client, m.app(family)) // the control: no GOAWAY yet
-		last := s1.request()
-		s1.respond(last, "200", false)
-		m.must(s1.exchange(c2, "two"))
+		last := s1.accepts(c2, "two")
 		m.none()
 
 		s1.do(func() error { return s1.fr.WriteGoAway(last, http2.ErrCodeNo, nil) })
 		m.must(s1.exchange(c1, "three")) // the frame has been taken by then
 		c3 := m.connect(m.client, m.app(family))
 		s2 := m.session()
-		s2.respond(s2.request(), "200", false)
-		m.must(s2.exchange(c3, "four"))
+		s2.accepts(c3, "four")
 		m.must(s1.exchange(c1, "five"))
 		for _, c := range []*net.TCPConn{c1, c2} {
 			m.must(c.CloseWrite())
@@ -145,12 +135,8 @@ func TestGoAwayOfUnprocessed(t *testing.T) {
 		s1.do(func() error { return s1.fr.WriteGoAway(0, http2.ErrCodeNo, nil) })
 		s2 := m.session()
 		s2.respond(s2.request(), "200", false)
-		if got := s2.echo(); got != marker {
-			t.Errorf("%q came on the second session", got)
-		}
-		got := make([]byte, len(marker))
-		if _, err := io.ReadFull(c, got); err != nil || string(got) != marker {
-			t.Errorf("%q came back, %v", got, err)
+		if err := s2.returns(c, marker); err != nil {
+			t.Errorf("on the second session: %v", err)
 		}
 	})
 }
@@ -170,8 +156,7 @@ func TestPeerStreamLimit(t *testing.T) {
 					if i == 0 || i == int(limit) {
 						s = m.session()
 					}
-					s.respond(s.request(), "200", false)
-					m.must(s.exchange(c, marker))
+					s.accepts(c, marker)
 				}
 				m.none()
 			})
@@ -248,8 +233,7 @@ func TestDeadPeer(t *testing.T) {
 		m := m.in(t)
 		c := m.connect(m.client, m.app(family))
 		s := m.session()
-		s.respond(s.request(), "200", false)
-		m.must(s.exchange(c, marker))
+		s.accepts(c, marker)
 		// The control: one that answers is kept, for longer than that.
 		for start := time.Now(); time.Since(start) < dead+2*after; {
 			s.next(http2.FramePing)
@@ -281,9 +265,7 @@ func TestIdleSession(t *testing.T) {
 		m := m.in(t)
 		c := m.connect(m.client, m.app(family))
 		s := m.session()
-		stream := s.request()
-		s.respond(stream, "200", false)
-		m.must(s.exchange(c, marker))
+		stream := s.accepts(c, marker)
 		if _, ok := s.within(http2.FrameGoAway, 2*idle); ok { // the control
 			t.Error("control: a session with a stream was closed")
 		}
@@ -323,8 +305,7 @@ func TestTunnelLost(t *testing.T) {
 				// The client's application, when the server's end goes.
 				c := m.connect(m.client, m.app(family))
 				s := m.session()
-				s.respond(s.request(), "200", false)
-				m.must(s.exchange(c, marker))
+				s.accepts(c, marker)
 				watch := m.watch(m.daemons[0])
 				end(s.conn, s.raw)
 				if _, err := io.ReadAll(c); !isReset(err) {
@@ -353,9 +334,7 @@ func TestTunnelLost(t *testing.T) {
 			m := m.in(t)
 			c := m.connect(m.client, m.app(family))
 			s := m.session()
-			stream := s.request()
-			s.respond(stream, "200", false)
-			m.must(s.exchange(c, marker))
+			stream := s.accepts(c, marker)
 			s.do(func() error { return s.fr.WriteData(stream, true, nil) })
 			if _, err := io.ReadAll(c); err != nil {
 				t.Errorf("control: the client saw %v, want the end", err)

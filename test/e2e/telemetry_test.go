@@ -91,16 +91,13 @@ func is(got, want float64, what string) error {
 // run beside it, and what is lost is counted.
 func TestStuckReadersSlowNobody(t *testing.T) {
 	const queue, times, knocks = 50, 200, 150
-	wrapped := filepath.Join(t.TempDir(), "ztunnel") // goes after the lab, which cleans up with it
-	e := setup(t)
-	dir := filepath.Join(e.Dir, "readers")
-	e.must(os.Mkdir(dir, 0o700))
+	dir := t.TempDir()
 	out, errs := filepath.Join(dir, "out"), filepath.Join(dir, "err")
-	e.must(os.WriteFile(wrapped, fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" != run ] || exec >>%s 2>>%s\nexec %s \"$@\"\n", out, errs, ztunnel), 0o755))
+	binary := wrapped(t, "exec >>"+out+" 2>>"+errs)
+	e := setup(t)
 	app, err := e.Pod(2, 1).Echo(8080)
 	e.must(err)
-	_, err = e.Nodes[1].StartDaemon(e.ctx, lab.DaemonConfig{Binary: ztunnel, Pods: e.Nodes[1].Pods[:2], Workloads: e.enrolled()})
-	e.must(err)
+	e.startOn(e.Nodes[1], lab.DaemonConfig{})
 
 	// pipes are read from by nobody, unless they are drained.
 	pipes := func(t *testing.T, drained bool) {
@@ -160,7 +157,7 @@ func TestStuckReadersSlowNobody(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			e := e.in(t)
 			tt.begin(t)
-			d, err := e.Nodes[0].LaunchDaemon(lab.DaemonConfig{Binary: wrapped, Pods: e.Nodes[0].Pods[:2], Workloads: e.enrolled(), Settings: map[string]any{
+			d, err := e.Nodes[0].LaunchDaemon(lab.DaemonConfig{Binary: binary, Pods: e.Nodes[0].Pods[:2], Workloads: e.enrolled(), Settings: map[string]any{
 				"accessLog": map[string]any{"format": "json", "queue": queue},
 				"log":       map[string]any{"format": "text", "level": "debug"},
 			}})

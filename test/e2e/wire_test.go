@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +21,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/culvert-mesh/culvert/admin"
 	"github.com/culvert-mesh/culvert/internal/lab"
 )
 
@@ -33,12 +33,12 @@ func TestFramesFillRecords(t *testing.T) {
 		full   = 16375             // bytes of data
 		record = full + 9 + 1 + 16 // with the frame's header, the inner type and the tag
 	)
+	var s *framed
 	for _, n := range []int{full, full + 1} { // the control: a byte more is another frame
 		c := m.connect(m.client, m.app(4))
 		_, err := c.Write(make([]byte, n)) // before the 200: it is all there when that comes
 		m.must(err)
-		var s *framed
-		if s = m.old(); s == nil {
+		if s == nil {
 			s = m.session()
 		}
 		before := s.records.of(record)
@@ -206,7 +206,7 @@ func TestNodePorts(t *testing.T) {
 			t.Errorf("%s: %.100q, %v, want %q", path, got, err, want)
 		}
 	}
-	info, err := os.Stat(filepath.Join(n.RunDir(), "admin.sock"))
+	info, err := os.Stat(admin.Socket(n.RunDir()))
 	e.must(err)
 	if info.Mode()&os.ModeSocket == 0 || info.Mode().Perm()&0o077 != 0 {
 		t.Errorf("the admin socket's mode is %v", info.Mode())
