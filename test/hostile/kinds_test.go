@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -53,19 +54,11 @@ const whole = 1000
 
 var kinds = map[string]kind{
 	// Before there is a session.
-	"half-open handshakes": {least: 50, workers: 600, run: func(a *attacker) {
-		if c := a.dial(); c != nil {
-			_, err := io.Copy(io.Discard, c)
-			a.ended(err)
-			c.Close()
-		}
-	}, shows: ends("reset", 100, 0), limit: "source_handshakes"},
-	"slow handshakes": {least: 300, workers: 100, run: func(a *attacker) {
-		c := a.dial()
-		if c == nil {
-			return
-		}
-		defer c.Close()
+	"half-open handshakes": {least: 50, workers: 600, run: connected(func(_ *attacker, c net.Conn) error {
+		_, err := io.Copy(io.Discard, c)
+		return err
+	}), shows: ends("reset", 100, 0), limit: "source_handshakes"},
+	"slow handshakes": {least: 300, workers: 100, run: connected(func(a *attacker, c net.Conn) error {
 		var err error
 		for _, b := range append([]byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3}, make([]byte, 500)...) {
 			if _, err = c.Write([]byte{b}); err != nil {
@@ -77,37 +70,27 @@ var kinds = map[string]kind{
 			case <-a.ctx.Done():
 			}
 		}
-		a.ended(err)
-	}, shows: func(r result) error {
+		return err
+	}), shows: func(r result) error {
 		if r.Connections < 100 || r.Ends["reset"]+r.Ends["closed"]+r.Held < 100 {
 			return errors.New("want each to be ended by the handshake's time, or held until the attack's end")
 		}
 		return nil
 	}},
-	"garbage instead of TLS": {least: 200, workers: 16, run: func(a *attacker) {
-		c := a.dial()
-		if c == nil {
-			return
-		}
-		defer c.Close()
+	"garbage instead of TLS": {least: 200, workers: 16, run: connected(func(a *attacker, c net.Conn) error {
 		b := make([]byte, 4096)
 		_, _ = rand.Read(b)
 		n, _ := c.Write(b)
 		a.bytes.Add(int64(n))
 		_, err := io.Copy(io.Discard, c)
-		a.ended(err)
-	}, shows: func(r result) error {
+		return err
+	}), shows: func(r result) error {
 		if r.Ends["closed"]+r.Ends["reset"] < 100 {
 			return errors.New("want at least 100 ends")
 		}
 		return nil
 	}},
-	"huge ClientHello": {least: 50, workers: 8, run: func(a *attacker) {
-		c := a.dial()
-		if c == nil {
-			return
-		}
-		defer c.Close()
+	"huge ClientHello": {least: 50, workers: 8, run: connected(func(a *attacker, c net.Conn) error {
 		// A message of 16 MiB, as its header says, in full records.
 		hello := append([]byte{22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff, 3, 3}, make([]byte, 0x4000-6)...)
 		more := append([]byte{22, 3, 1, 0x40, 0}, make([]byte, 0x4000)...)
@@ -116,8 +99,8 @@ var kinds = map[string]kind{
 			a.bytes.Add(int64(len(more)))
 			_, err = c.Write(more)
 		}
-		a.ended(err)
-	}, shows: func(r result) error {
+		return err
+	}), shows: func(r result) error {
 		if n := r.Ends["reset"] + r.Ends["closed"]; n < 50 {
 			return errors.New("want at least 50 ends")
 		}
@@ -293,6 +276,17 @@ var kinds = map[string]kind{
 		}
 		return nil
 	}},
+}
+
+// connected does something with a connection that is no session yet, until the
+// connection ends by what is returned.
+func connected(f func(*attacker, net.Conn) error) func(*attacker) {
+	return func(a *attacker) {
+		if c := a.dial(); c != nil {
+			a.ended(f(a, c))
+			c.Close()
+		}
+	}
 }
 
 // served is a server's flood.
