@@ -68,6 +68,9 @@ func TestExpiredSession(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "GOAWAY NO_ERROR") {
 		t.Errorf("on the session of an expired client came %v, want GOAWAY", err)
 	}
+	if !s.announced {
+		t.Error("GOAWAY was not announced")
+	}
 	f, err := s.frame(s.next - 2)
 	if reset, ok := f.(*http2.RSTStreamFrame); !ok || reset.ErrCode != http2.ErrCodeRefusedStream {
 		t.Errorf("a new stream was answered by %v, %v, want it refused", f, err)

@@ -81,6 +81,8 @@ type peerSession struct {
 	enc   *hpack.Encoder
 	block bytes.Buffer // that it writes to
 	next  uint32
+
+	announced bool // a GOAWAY, by one that refuses nothing yet
 }
 
 // answer is what the daemon says to a request.
@@ -175,6 +177,10 @@ func (s *peerSession) frame(stream uint32) (http2.Frame, error) {
 				_ = s.WritePing(true, f.Data)
 			}
 		case *http2.GoAwayFrame:
+			if f.LastStreamID == 1<<31-1 && f.ErrCode == http2.ErrCodeNo { // another is to come
+				s.announced = true
+				continue
+			}
 			return nil, fmt.Errorf("GOAWAY %v %q", f.ErrCode, f.DebugData())
 		case *http2.WindowUpdateFrame:
 		default:

@@ -378,6 +378,34 @@ func TestGoAwaySent(t *testing.T) {
 	wantFrames(t, s, "GOAWAY 1 NO_ERROR again")
 }
 
+// A GOAWAY that is announced costs no stream that crosses it.
+func TestGoAwayAnnounced(t *testing.T) {
+	c, s, _, _ := tunnelled(t, Config{})
+	c.AnnounceGoAway()
+	wantFrames(t, c)
+	s.AnnounceGoAway()
+	announced := take(s)
+	if _, err := c.Open(connectFields(), nil); err != nil { // it has not read that
+		t.Fatal(err)
+	}
+	if ev := receive(t, s, take(c)); len(ev) != 1 || ev[0].Kind != EventHeaders {
+		t.Fatal(ev)
+	}
+	if ev := receive(t, c, announced); len(ev) != 1 || ev[0].Kind != EventGoAway || ev[0].LastID != maxStreamID || ev[0].Code != http2.ErrCodeNo {
+		t.Fatal(ev)
+	}
+	if _, err := c.Open(connectFields(), nil); err != ErrGoingAway {
+		t.Fatal(err)
+	}
+	s.GoAway(http2.ErrCodeNo, "")
+	last := take(s)
+	s.AnnounceGoAway()
+	wantFrames(t, s)
+	if ev := receive(t, c, last); len(ev) != 1 || ev[0].LastID != 3 {
+		t.Fatal(ev)
+	}
+}
+
 func TestStreamLimitOfThePeer(t *testing.T) {
 	c := New(Config{Client: true})
 	for range assumedPeerStreams {

@@ -4,6 +4,7 @@ package h2
 
 import (
 	"cmp"
+	"encoding/binary"
 	"math"
 
 	"golang.org/x/net/http2"
@@ -331,6 +332,18 @@ func (c *Conn) GoAway(code http2.ErrCode, debug string) {
 	if c.err == nil {
 		c.appendGoAway(code, debug)
 	}
+}
+
+// AnnounceGoAway tells a client that a GOAWAY is to come, by one that refuses
+// nothing yet: what it has opened by the time it reads that is served (RFC 9113,
+// section 6.8). A client has nothing to announce.
+func (c *Conn) AnnounceGoAway() {
+	if c.cfg.Client || c.err != nil || c.goneSent {
+		return
+	}
+	c.ctl = appendFrameHeader(c.ctl, 8, http2.FrameGoAway, 0, 0)
+	c.ctl = binary.BigEndian.AppendUint32(c.ctl, maxStreamID)
+	c.ctl = binary.BigEndian.AppendUint32(c.ctl, uint32(http2.ErrCodeNo))
 }
 
 // GoingAway reports whether either side sent a GOAWAY.

@@ -17,8 +17,11 @@ func (t *Trunk) schedule() {
 		}
 	}
 	d /= 2
-	if !t.cfg.Until.IsZero() && !t.draining {
-		if left := time.Until(t.cfg.Until); d == 0 || left < d {
+	if end := t.cfg.Until; !end.IsZero() && !t.draining {
+		if !t.notice.IsZero() {
+			end = t.notice
+		}
+		if left := time.Until(end); d == 0 || left < d {
 			d = max(left, time.Millisecond)
 		}
 	}
@@ -34,6 +37,11 @@ func (t *Trunk) schedule() {
 }
 
 func (t *Trunk) check(now time.Time) {
+	if !t.notice.IsZero() && now.After(t.notice) {
+		t.notice = time.Time{}
+		t.s.H2.AnnounceGoAway()
+		t.wantFlush()
+	}
 	if !t.cfg.Until.IsZero() && now.After(t.cfg.Until) {
 		t.Drain()
 	}

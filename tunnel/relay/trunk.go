@@ -44,7 +44,8 @@ type TrunkOwner interface {
 // TrunkConfig has a trunk's time limits. Zero means never.
 type TrunkConfig struct {
 	// Until is when the peer's certificate ends, by the wall clock: from then on
-	// the trunk drains.
+	// the trunk drains. A client hears of it a second before, or in the middle of
+	// what is left at the start where that is less than two.
 	Until time.Time
 
 	PingAfter time.Duration // silence after which the peer is asked
@@ -54,6 +55,11 @@ type TrunkConfig struct {
 	// Peer is charged with what is queued; nil: an account for this trunk alone.
 	Peer *Account
 }
+
+// goAwayNotice is how long before Until the peer is told: some round trips of any
+// network. A client that takes no REFUSED_STREAM for a reason to try again, as
+// Istio's ztunnel, would else reset what it opens meanwhile.
+const goAwayNotice = time.Second
 
 // Trunk is a session on its socket.
 type Trunk struct {
@@ -87,6 +93,7 @@ type Trunk struct {
 	closed    bool
 	draining  bool // no new streams; closes with the last relay
 
+	notice    time.Time // when the peer is to hear of Until; zero: it has
 	lastRead  time.Time
 	stalled   time.Time // since when its socket takes nothing; zero: it does
 	refilled  time.Time // when the peer's budget was
@@ -107,6 +114,9 @@ type Trunk struct {
 func (w *Worker) NewTrunk(fd int, s *session.Session, o TrunkOwner, cfg TrunkConfig) (*Trunk, error) {
 	now := w.Loop.Now()
 	t := &Trunk{w: w, s: s, owner: o, cfg: cfg, fd: fd, window: startWindow, room: leastRead, lastRead: now, idleSince: now}
+	if !cfg.Until.IsZero() {
+		t.notice = cfg.Until.Add(-min(goAwayNotice, max(0, time.Until(cfg.Until))/2))
+	}
 	if t.peer = cfg.Peer; t.peer == nil {
 		t.peer = w.budget.Account()
 	}

@@ -219,15 +219,39 @@ func TestTrunkDrainsWhenThePeersTimeIsOver(t *testing.T) {
 
 // A trunk without streams ends with the peer's certificate.
 func TestTrunkWithoutStreamsEndsWithThePeersCertificate(t *testing.T) {
-	until := time.Now().Add(50 * time.Millisecond)
+	const left = 50 * time.Millisecond
+	until := time.Now().Add(left)
 	r := newRigWith(t, rigConfig{loops: 2, server: relay.TrunkConfig{Until: until, IdleAfter: time.Hour}, serve: func(c net.Conn, _ string) { echo(c) }})
 	for range 2 {
 		if e := r.trunkEnd(); !errors.Is(e.err, relay.ErrDrained) {
 			t.Errorf("the %s's trunk ended with: %v", e.side, e.err)
 		}
 	}
-	if time.Now().Before(until) {
+	if time.Now().Before(until.Add(-left / 2)) { // when the client is told
 		t.Error("it ended too early")
+	}
+}
+
+// A client is told of the end before it comes: what it asks for until then is
+// served, so that nothing that crosses the GOAWAY is lost.
+func TestTheEndIsAnnounced(t *testing.T) {
+	end := time.Now().Add(500 * time.Millisecond)
+	r := emptyRig(t, rigConfig{server: relay.TrunkConfig{Until: end}, serve: func(c net.Conn, _ string) { echo(c) }})
+	p := r.facing(false)
+	p.settle()
+	if f := until[*http2.GoAwayFrame](p); f.LastStreamID != 1<<31-1 || f.ErrCode != http2.ErrCodeNo || time.Now().After(end) {
+		t.Fatalf("the first GOAWAY is %v", f)
+	}
+	p.headers(1, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+	if f := until[*http2.HeadersFrame](p); f.StreamID != 1 || time.Now().After(end) {
+		t.Fatalf("the answer is %v", f)
+	}
+	if f := until[*http2.GoAwayFrame](p); f.LastStreamID != 1 || f.ErrCode != http2.ErrCodeNo || time.Now().Before(end) {
+		t.Fatalf("the last GOAWAY is %v", f)
+	}
+	p.headers(3, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+	if f := until[*http2.RSTStreamFrame](p); f.StreamID != 3 || f.ErrCode != http2.ErrCodeRefusedStream {
+		t.Fatalf("what comes yet is answered with %v", f)
 	}
 }
 
