@@ -13,11 +13,30 @@ import (
 	"time"
 )
 
+// Issue answers a request with a chain: the leaf first, the root last.
+type Issue func(*x509.CertificateRequest) ([]*x509.Certificate, error)
+
+// Issue gives a request the leaf that it asks for, with options. Its time begins
+// with it: a ztunnel asks for the next one in the middle of a certificate's time,
+// and without end where that is over when it comes.
+func (ca *CA) Issue(r *x509.CertificateRequest, options ...Option) ([]*x509.Certificate, error) {
+	l := newLeaf(r.URIs, options)
+	if l.template.NotBefore.IsZero() {
+		l.template.NotBefore = time.Now().Add(-time.Second)
+	}
+	c, err := ca.SignKey(l.template, r.PublicKey, false)
+	return []*x509.Certificate{c, ca.Intermediate, ca.Root}, err
+}
+
 // Istio is a server that answers istio.v1.auth.IstioCertificateService, which
-// Istio's ztunnel asks for its certificates: a CSR in, a chain out. Nobody has to
-// prove anything. Its own certificate, below the same root, is for localhost;
-// ServeTLS takes it from the server. The caller closes it.
-func (ca *CA) Istio() (*http.Server, error) {
+// Istio's ztunnel asks for its certificates: a CSR in, a chain out, which issue
+// makes, and ca.Issue where that is nil. Nobody has to prove anything. Its own
+// certificate, below ca's root, is for localhost; ServeTLS takes it from the
+// server. The caller closes it.
+func (ca *CA) Istio(issue Issue) (*http.Server, error) {
+	if issue == nil {
+		issue = func(r *x509.CertificateRequest) ([]*x509.Certificate, error) { return ca.Issue(r) }
+	}
 	c, key, err := ca.Sign(&x509.Certificate{
 		DNSNames: []string{"localhost"}, NotAfter: time.Now().Add(24 * time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -26,12 +45,13 @@ func (ca *CA) Istio() (*http.Server, error) {
 		return nil, err
 	}
 	return &http.Server{
-		Handler: http.HandlerFunc(ca.serveIstio), ReadHeaderTimeout: 10 * time.Second,
+		Handler: issue, ReadHeaderTimeout: 10 * time.Second,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{{PrivateKey: key, Certificate: [][]byte{c.Raw, ca.Intermediate.Raw}}}},
 	}, nil
 }
 
-func (ca *CA) serveIstio(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP is http.Handler's.
+func (issue Issue) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer := func(chain []byte, err error) {
 		w.Header().Set("Content-Type", "application/grpc")
 		status, message := "0", ""
@@ -49,13 +69,13 @@ func (ca *CA) serveIstio(w http.ResponseWriter, r *http.Request) {
 		answer(nil, err)
 		return
 	}
-	answer(ca.answerIstio(b))
+	answer(issue.answer(b))
 }
 
-// answerIstio reads IstioCertificateRequest, whose field 1 is a CSR in PEM, out of a
+// answer reads IstioCertificateRequest, whose field 1 is a CSR in PEM, out of a
 // gRPC message, and makes IstioCertificateResponse, whose field 1 is repeated: a
 // chain in PEM, the root last.
-func (ca *CA) answerIstio(message []byte) ([]byte, error) {
+func (issue Issue) answer(message []byte) ([]byte, error) {
 	const prefix = 5 // compressed or not, and the length
 	if len(message) < prefix || message[0] != 0 {
 		return nil, errors.New("no plain gRPC message")
@@ -76,15 +96,12 @@ func (ca *CA) answerIstio(message []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := ca.SignKey(&x509.Certificate{
-		URIs: csr.URIs, NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, csr.PublicKey, false)
+	chain, err := issue(csr)
 	if err != nil {
 		return nil, err
 	}
 	var out []byte
-	for _, c := range []*x509.Certificate{leaf, ca.Intermediate, ca.Root} {
+	for _, c := range chain {
 		text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 		out = append(binary.AppendUvarint(append(out, 1<<3|2), uint64(len(text))), text...)
 	}

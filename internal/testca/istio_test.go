@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"encoding/pem"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -36,7 +37,10 @@ func TestIstio(t *testing.T) {
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: good})
 	body := append(binary.AppendUvarint([]byte{1<<3 | 2}, uint64(len(text))), text...)
 	message := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
-	out, err := ca.answerIstio(message)
+	server, err := ca.Istio(nil)
+	must(err)
+	issue := server.Handler.(Issue)
+	out, err := issue.answer(message)
 	must(err)
 	for i := range 3 {
 		n, size := binary.Uvarint(out[1:])
@@ -46,13 +50,18 @@ func TestIstio(t *testing.T) {
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		must(err)
-		if i == 0 && (len(c.URIs) != 1 || c.URIs[0].String() != id) {
-			t.Errorf("the leaf is %v's", c.URIs)
+		if i == 0 {
+			if len(c.URIs) != 1 || c.URIs[0].String() != id {
+				t.Errorf("the leaf is %v's", c.URIs)
+			}
+			if half := c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2); time.Until(half) < 10*time.Minute {
+				t.Errorf("it is to be renewed at %v already", half)
+			}
 		}
 		out = out[1+size+int(n):]
 	}
 	for _, bad := range [][]byte{nil, message[:5], message[:len(message)-1], append([]byte{1}, message[1:]...)} {
-		if _, err := ca.answerIstio(bad); err == nil {
+		if _, err := issue.answer(bad); err == nil {
 			t.Errorf("%d bytes that are no request are answered", len(bad))
 		}
 	}

@@ -179,18 +179,23 @@ func ValidFor(d time.Duration) Option {
 	return func(l *leaf) { l.template.NotAfter = time.Now().Add(d) }
 }
 
-// SVID issues a leaf for a SPIFFE ID.
-func (ca *CA) SVID(id spiffeid.ID, options ...Option) (*identity.SVID, error) {
-	l := leaf{template: &x509.Certificate{
+func newLeaf(uris []*url.URL, options []Option) *leaf {
+	l := &leaf{template: &x509.Certificate{
 		NotAfter:              time.Now().Add(time.Hour),
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		URIs:                  []*url.URL{id.URL()},
+		URIs:                  uris,
 	}}
 	for _, o := range options {
-		o(&l)
+		o(l)
 	}
+	return l
+}
+
+// SVID issues a leaf for a SPIFFE ID.
+func (ca *CA) SVID(id spiffeid.ID, options ...Option) (*identity.SVID, error) {
+	l := newLeaf([]*url.URL{id.URL()}, options)
 	key, c, err := signed(l.template, ca.Intermediate, ca.key)
 	if err != nil {
 		return nil, fmt.Errorf("issue test certificate for %s: %w", id, err)

@@ -57,7 +57,7 @@ func (b binaries) paths() []namedPath {
 		{"direct", direct{}},
 		{"culvert", culvert{binary: b.culvert}},
 		{"envoy", sidecar{program: b.envoy, kind: envoy{}}},
-		{"ztunnel", istio{binary: b.ztunnel}},
+		{"ztunnel", ambient{binary: b.ztunnel}},
 		{"haproxy", sidecar{program: b.haproxy, kind: haproxy{}}},
 		{"ghostunnel", sidecar{program: b.ghostunnel, kind: ghostunnel{}}},
 		{"culvert-sidecar", culvert{binary: b.culvert, sidecar: true}},

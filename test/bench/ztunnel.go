@@ -4,31 +4,31 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"github.com/culvert-mesh/culvert/internal/lab"
+	"github.com/culvert-mesh/culvert/test/istio"
 )
 
-// istio is Istio's own ztunnel, one for all pods of a node, as it runs in ambient
+// ambient is Istio's own ztunnel, one for all pods of a node, as it runs in ambient
 // mode: a node agent hands it the pods' network namespaces, the pods have
 // istio-cni's rules, and it knows the mesh by a file. Whoever changes this has to
 // run it with a binary of theirs: none comes with the packages of any registry.
-type istio struct{ binary string }
+type ambient struct{ binary string }
 
-func (z istio) missing() string {
+func (z ambient) missing() string {
 	if z.binary == "" {
 		return "no Istio ztunnel here: name its binary by PEER_ZTUNNEL"
 	}
-	for _, p := range []string{z.binary, "iptables"} {
+	for _, p := range []string{z.binary, "iptables", "ip6tables"} {
 		if _, err := find(p); err != nil {
 			return err.Error()
 		}
@@ -36,14 +36,14 @@ func (z istio) missing() string {
 	return ""
 }
 
-func (z istio) about() string {
+func (z ambient) about() string {
 	return "Istio's ztunnel " + firstLine(z.binary, "version") + ", one on each node"
 }
 
 // istioCA is where the certificates' authority listens, in the node's namespace.
 const istioCA = "127.0.0.1:15012"
 
-func (z istio) carry(ctx context.Context, s *site, n *lab.Node, pods []*lab.Pod) error {
+func (z ambient) carry(ctx context.Context, s *site, n *lab.Node, pods []*lab.Pod) error {
 	program, err := find(z.binary)
 	if err != nil {
 		return err
@@ -52,27 +52,24 @@ func (z istio) carry(ctx context.Context, s *site, n *lab.Node, pods []*lab.Pod)
 	if err != nil {
 		return err
 	}
+	mesh := istio.Mesh{Pods: s.lab.Pods()}
 	config := filepath.Join(n.Dir, "mesh.json")
-	if err := os.WriteFile(config, istioMesh(s.lab.Pods()), 0o600); err != nil {
+	if err := os.WriteFile(config, mesh.JSON(), 0o600); err != nil {
 		return err
 	}
-	agent, err := newNodeAgent(filepath.Join(n.Dir, "zds.sock"), pods)
+	agent, err := mesh.Agent(filepath.Join(n.Dir, "zds.sock"), pods)
 	if err != nil {
 		return err
 	}
 	s.closers = append(s.closers, agent)
 	for _, p := range pods {
-		if err := redirectIstio(p); err != nil {
+		if err := istio.Redirect(p); err != nil {
 			return err
 		}
 	}
 	cmd := exec.Command(program, "proxy", "ztunnel")
 	cmd.Dir = n.Dir
-	cmd.Env = append(os.Environ(),
-		"PROXY_MODE=shared", "INPOD_ENABLED=true", "INPOD_UDS="+agent.path, "NODE_NAME="+n.Name, "CLUSTER_ID=Kubernetes",
-		"LOCAL_XDS_PATH="+config, "XDS_ADDRESS=", "FAKE_CA=false", "CA_ADDRESS=https://localhost:15012", "CA_ROOT_CA="+root,
-		"ZTUNNEL_WORKER_THREADS=2",
-	)
+	cmd.Env = append(os.Environ(), append(agent.Environment(n, config), "CA_ADDRESS=https://localhost:15012", "CA_ROOT_CA="+root, "ZTUNNEL_WORKER_THREADS=2")...)
 	proc, err := s.openAs(n, "istio", n.Start, cmd)
 	if err != nil {
 		return err
@@ -82,7 +79,7 @@ func (z istio) carry(ctx context.Context, s *site, n *lab.Node, pods []*lab.Pod)
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	select {
-	case err = <-agent.done:
+	case err = <-agent.Taken():
 	case <-proc.Done():
 		err = proc.Ended()
 	case <-ctx.Done():
@@ -94,73 +91,27 @@ func (z istio) carry(ctx context.Context, s *site, n *lab.Node, pods []*lab.Pod)
 	return nil
 }
 
-// istioMesh is what a ztunnel is told of the mesh, as JSON, which YAML is too.
-func istioMesh(pods []*lab.Pod) []byte {
-	workloads := list{}
-	for _, p := range pods {
-		workloads = append(workloads, object{
-			"uid": istioUID(p), "name": p.Name, "namespace": p.Namespace, "serviceAccount": p.ServiceAccount,
-			"trustDomain": lab.TrustDomain, "node": p.Node.Name, "workloadIps": p.Addrs(), "protocol": "HBONE",
-			"network": "", "clusterId": "Kubernetes",
-		})
-	}
-	b, err := json.Marshal(object{"workloads": workloads, "policies": list{}, "services": list{}})
+// serveIstioCA has an authority answer in a node's namespace, and returns the file
+// of the root by which it is known itself.
+func (s *site) serveIstioCA(n *lab.Node) (root string, err error) {
+	server, err := s.ca.Istio(nil)
 	if err != nil {
-		panic(err) // of strings and addresses
+		return "", err
 	}
-	return b
-}
-
-func istioUID(p *lab.Pod) string { return "Kubernetes//Pod/" + p.Namespace + "/" + p.Name }
-
-// The marks and the table of Istio's rules in a pod: its packets that ztunnel has
-// sent, its connections that ztunnel has made, and the routes for the latter's
-// answers.
-const (
-	istioMark      = "0x539/0xfff"
-	istioConnMark  = 0x111
-	istioMarkMask  = 0xfff
-	istioTable     = 100
-	istioRuleOrder = 32764
-)
-
-// redirectIstio gives a pod the rules that istio-cni gives it in ambient mode.
-func redirectIstio(p *lab.Pod) error {
-	ours := fmt.Sprintf("%#x/%#x", istioConnMark, istioMarkMask)
-	loop := []string{"!", "-d", "127.0.0.1/32"}
-	for _, rule := range []struct {
-		table string
-		rule  []string
-	}{
-		{"mangle", []string{"PREROUTING", "-m", "mark", "--mark", istioMark, "-j", "CONNMARK", "--set-xmark", ours}},
-		{"mangle", []string{"OUTPUT", "-m", "connmark", "--mark", ours, "-j", "CONNMARK", "--restore-mark"}},
-		{"nat", append([]string{"PREROUTING"}, append(loop, "-p", "tcp", "!", "--dport", "15008", "-m", "mark", "!", "--mark", istioMark, "-j", "REDIRECT", "--to-ports", "15006")...)},
-		{"nat", []string{"OUTPUT", "-p", "tcp", "-m", "mark", "--mark", ours, "-j", "ACCEPT"}},
-		{"nat", append([]string{"OUTPUT"}, append(loop, "-o", "lo", "-j", "ACCEPT")...)},
-		{"nat", append([]string{"OUTPUT"}, append(loop, "-p", "tcp", "-m", "mark", "!", "--mark", istioMark, "-j", "REDIRECT", "--to-ports", "15001")...)},
-	} {
-		if err := iptables(p, rule.table, rule.rule...); err != nil {
-			return err
-		}
-	}
-	err := p.Do(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		mask := uint32(istioMarkMask)
-		rule := netlink.NewRule()
-		rule.Family, rule.Mark, rule.Mask, rule.Table, rule.Priority = unix.AF_INET, istioConnMark, &mask, istioTable, istioRuleOrder
-		if err := netlink.RuleAdd(rule); err != nil {
-			return err
-		}
-		return netlink.RouteAdd(&netlink.Route{
-			LinkIndex: lo.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)},
-			Scope: unix.RT_SCOPE_HOST, Type: unix.RTN_LOCAL, Table: istioTable,
-		})
+	var l net.Listener
+	err = n.Do(func() (err error) {
+		l, err = net.Listen("tcp", istioCA)
+		return err
 	})
 	if err != nil {
-		return fmt.Errorf("route in %s: %w", p.Name, err)
+		return "", fmt.Errorf("listen on %s: %w", n.Name, err)
 	}
-	return nil
+	go func() {
+		if err := server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+			fmt.Fprintln(os.Stderr, "bench: certificates for Istio's ztunnel:", err)
+		}
+	}()
+	s.closers = append(s.closers, server)
+	root = filepath.Join(n.Dir, "root.pem")
+	return root, os.WriteFile(root, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.ca.Root.Raw}), 0o600)
 }

@@ -74,7 +74,7 @@ func startZtunnel(e *env, binary string) {
 // returns the file of the root by which it is known itself.
 func serveCertificates(e *env, p *lab.Pod) (root string) {
 	e.t.Helper()
-	server, err := e.ca.Istio()
+	server, err := e.ca.Istio(nil)
 	e.must(err)
 	l, err := p.Listen("tcp", fmt.Sprintf(":%d", caPort))
 	e.must(err)

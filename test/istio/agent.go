@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package istio is what surrounds Istio's own ztunnel on a node of the lab, for
+// tests and the bench: the agent that hands it pods, the rules that pods have from
+// istio-cni, the file by which it knows the mesh, and its environment. The ztunnel
+// is a binary of the caller's, who starts and ends it; its certificates are of
+// testca's Istio.
+package istio
 
 import (
 	"encoding/binary"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"net"
-	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -19,12 +19,12 @@ import (
 	"github.com/culvert-mesh/culvert/internal/lab"
 )
 
-// nodeAgent is what istio-cni is to a ztunnel: a socket by which that learns its
+// Agent is what istio-cni is to a ztunnel: a socket by which that learns its
 // pods, each by a message with the descriptor of its network namespace. Messages
 // are those of istio.workload.zds (istio/ztunnel, proto/zds.proto), one a packet.
-type nodeAgent struct {
+type Agent struct {
 	path string
-	done chan error // nil once every pod has been acknowledged
+	done chan error
 
 	listener *net.UnixListener
 	ended    chan struct{}
@@ -34,15 +34,17 @@ type nodeAgent struct {
 	closed bool
 }
 
-func newNodeAgent(path string, pods []*lab.Pod) (*nodeAgent, error) {
+// Agent listens at a path for a ztunnel, and hands it some pods once it is there.
+// The caller closes it.
+func (m Mesh) Agent(path string, pods []*lab.Pod) (*Agent, error) {
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
 	if err != nil {
 		return nil, err
 	}
-	a := &nodeAgent{path: path, done: make(chan error, 1), listener: l, ended: make(chan struct{})}
+	a := &Agent{path: path, done: make(chan error, 1), listener: l, ended: make(chan struct{})}
 	var adds []addition
 	for _, p := range pods {
-		adds = append(adds, addition{addWorkload(istioUID(p), p.Name, p.Namespace, p.ServiceAccount), p.NS.FD()})
+		adds = append(adds, m.add(p))
 	}
 	go func() {
 		defer close(a.ended)
@@ -51,15 +53,18 @@ func newNodeAgent(path string, pods []*lab.Pod) (*nodeAgent, error) {
 			err = a.keep(c)
 		}
 		if err == nil {
-			err = tell(c, adds)
+			err = welcome(c, adds)
 		}
 		a.done <- err
 	}()
 	return a, nil
 }
 
+// Taken has nil once every pod has been acknowledged, else an error, once.
+func (a *Agent) Taken() <-chan error { return a.done }
+
 // keep has a connection live until Close: without it a ztunnel gives its pods up.
-func (a *nodeAgent) keep(c *net.UnixConn) error {
+func (a *Agent) keep(c *net.UnixConn) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
@@ -71,7 +76,7 @@ func (a *nodeAgent) keep(c *net.UnixConn) error {
 }
 
 // Close ends the agent and its connection.
-func (a *nodeAgent) Close() error {
+func (a *Agent) Close() error {
 	err := a.listener.Close()
 	a.mu.Lock()
 	a.closed = true
@@ -83,14 +88,18 @@ func (a *nodeAgent) Close() error {
 	return err
 }
 
-// addition is a pod that is told of.
+// addition is a message, with the namespace of the pod that it is about; -1: none.
 type addition struct {
 	message []byte
 	netns   int
 }
 
-// tell has a ztunnel take some pods, and says that they are all.
-func tell(c *net.UnixConn, adds []addition) error {
+func (m Mesh) add(p *lab.Pod) addition {
+	return addition{addWorkload(uid(p), p.Name, p.Namespace, m.account(p)), p.NS.FD()}
+}
+
+// welcome has a ztunnel that comes take some pods, and says that they are all.
+func welcome(c *net.UnixConn, adds []addition) error {
 	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
@@ -105,7 +114,7 @@ func tell(c *net.UnixConn, adds []addition) error {
 			rights = unix.UnixRights(add.netns)
 		}
 		if _, _, err := c.WriteMsgUnix(add.message, rights, nil); err != nil {
-			return fmt.Errorf("send a pod: %w", err)
+			return fmt.Errorf("tell of a pod: %w", err)
 		}
 		n, err := c.Read(buf)
 		if err == nil {
@@ -140,29 +149,4 @@ func acknowledged(message []byte) error {
 		return fmt.Errorf("it answers: %q", message[2:])
 	}
 	return nil
-}
-
-// serveIstioCA has an authority answer in a node's namespace, and returns the file
-// of the root by which it is known itself.
-func (s *site) serveIstioCA(n *lab.Node) (root string, err error) {
-	server, err := s.ca.Istio()
-	if err != nil {
-		return "", err
-	}
-	var l net.Listener
-	err = n.Do(func() (err error) {
-		l, err = net.Listen("tcp", istioCA)
-		return err
-	})
-	if err != nil {
-		return "", fmt.Errorf("listen on %s: %w", n.Name, err)
-	}
-	go func() {
-		if err := server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
-			fmt.Fprintln(os.Stderr, "bench: certificates for Istio's ztunnel:", err)
-		}
-	}()
-	s.closers = append(s.closers, server)
-	root = filepath.Join(n.Dir, "root.pem")
-	return root, os.WriteFile(root, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.ca.Root.Raw}), 0o600)
 }

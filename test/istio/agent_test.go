@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package istio
 
 import (
 	"errors"
@@ -15,7 +15,7 @@ import (
 
 // What a ztunnel is told of its pods, and how it is heard. The bytes are written
 // out by hand from istio/ztunnel's proto/zds.proto.
-func TestNodeAgentTells(t *testing.T) {
+func TestAgentTells(t *testing.T) {
 	const (
 		add  = "\x0a\x17" + "\x0a\x03uid" + "\x12\x10" + "\x0a\x03web" + "\x12\x04demo" + "\x1a\x03svc"
 		sent = "\x1a\x00"
@@ -49,7 +49,7 @@ func TestNodeAgentTells(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = tell(agent, []addition{{addWorkload("uid", "web", "demo", "svc"), int(namespace.Fd())}})
+			err = welcome(agent, []addition{{addWorkload("uid", "web", "demo", "svc"), int(namespace.Fd())}})
 			agent.Close()
 			if got := <-heard; strings.Join(got, "|") != strings.Join(c.heard, "|") {
 				t.Errorf("it heard %q, want %q", got, c.heard)
