@@ -134,7 +134,10 @@ func clientFiles(e *env) map[string]files {
 	}
 }
 
-const deniedID = "spiffe://" + lab.TrustDomain + "/ns/demo/sa/denied"
+const (
+	deniedAccount = "denied"
+	deniedID      = "spiffe://" + lab.TrustDomain + "/ns/demo/sa/" + deniedAccount
+)
 
 // denying is a policy that keeps one identity out.
 func denying(e *env) map[string]any {
