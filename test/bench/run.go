@@ -113,6 +113,12 @@ func (b *bench) rounds(ctx context.Context, all []work) error {
 		}
 		b.report.Memory = append(b.report.Memory, memoryEntry{restWork, s.name, float64(n) / 1e6})
 	}
+	// Before any load: what a process has once taken serves the next connections.
+	if b.only == "" && b.idle > 0 {
+		if err := b.idleMemory(ctx); err != nil {
+			return err
+		}
+	}
 	begin := time.Now()
 	for round := range b.options.rounds {
 		for i, w := range list {
@@ -135,11 +141,6 @@ func (b *bench) rounds(ctx context.Context, all []work) error {
 		b.line("round %d of %d done after %v, %v to go", round+1, b.options.rounds, took.Round(time.Second),
 			(took / time.Duration(round+1) * time.Duration(b.options.rounds-round-1)).Round(time.Second))
 		if err := b.keep(); err != nil {
-			return err
-		}
-	}
-	if b.only == "" && b.idle > 0 {
-		if err := b.idleMemory(ctx); err != nil {
 			return err
 		}
 	}
