@@ -16,7 +16,7 @@ import (
 type envoy struct{}
 
 func (envoy) about(program string) string {
-	version := firstLine(program, "--version") // ends with commit/release/…
+	_, version, _ := strings.Cut(firstLine(program, "--version"), "version: ") // commit/release/…
 	if f := strings.Split(version, "/"); len(f) > 1 {
 		version = f[1]
 	}
