@@ -25,6 +25,7 @@ func TestMakeTargets(t *testing.T) {
 	make := func(args ...string) (string, error) {
 		cmd := exec.Command("make", args...)
 		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=0") // as from a shell, also in make test
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
