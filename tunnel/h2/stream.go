@@ -336,14 +336,16 @@ func (c *Conn) GoAway(code http2.ErrCode, debug string) {
 
 // AnnounceGoAway tells a client that a GOAWAY is to come, by one that refuses
 // nothing yet: what it has opened by the time it reads that is served (RFC 9113,
-// section 6.8). A client has nothing to announce.
-func (c *Conn) AnnounceGoAway() {
+// section 6.8). It reports false where there is nothing to announce: as a client, and
+// after GoAway.
+func (c *Conn) AnnounceGoAway() bool {
 	if c.cfg.Client || c.err != nil || c.goneSent {
-		return
+		return false
 	}
 	c.ctl = appendFrameHeader(c.ctl, 8, http2.FrameGoAway, 0, 0)
 	c.ctl = binary.BigEndian.AppendUint32(c.ctl, maxStreamID)
 	c.ctl = binary.BigEndian.AppendUint32(c.ctl, uint32(http2.ErrCodeNo))
+	return true
 }
 
 // GoingAway reports whether either side sent a GOAWAY.

@@ -38,9 +38,7 @@ func (t *Trunk) schedule() {
 
 func (t *Trunk) check(now time.Time) {
 	if !t.notice.IsZero() && now.After(t.notice) {
-		t.notice = time.Time{}
-		t.s.H2.AnnounceGoAway()
-		t.wantFlush()
+		t.announce()
 	}
 	if !t.cfg.Until.IsZero() && now.After(t.cfg.Until) {
 		t.Drain()
@@ -52,12 +50,28 @@ func (t *Trunk) check(now time.Time) {
 	case t.cfg.DeadAfter > 0 && !t.stalled.IsZero() && now.Sub(t.stalled) >= t.cfg.DeadAfter:
 		// It may go on sending: what it has us hold for it is to end.
 		t.close(ErrUnread)
-	case t.cfg.IdleAfter > 0 && t.empty() && now.Sub(t.idleSince) >= t.cfg.IdleAfter:
-		t.s.H2.GoAway(http2.ErrCodeNo, "idle")
-		t.close(ErrIdle)
+	case t.cfg.IdleAfter > 0 && t.empty() && now.Sub(t.idleSince) >= t.cfg.IdleAfter && !t.announced:
+		if !t.announce() {
+			t.s.H2.GoAway(http2.ErrCodeNo, "idle")
+			t.close(ErrIdle)
+			return
+		}
+		t.cfg.Until = now.Add(goAwayNotice)
 	case t.cfg.PingAfter > 0 && silent >= t.cfg.PingAfter:
 		t.ping(now)
 	}
+}
+
+// announce tells a client that the trunk is about to end, so that it opens nothing
+// that would cross the last GOAWAY. It reports false where we are the client: there
+// is nobody to tell.
+func (t *Trunk) announce() bool {
+	t.notice, t.announced = time.Time{}, true
+	if !t.s.H2.AnnounceGoAway() {
+		return false
+	}
+	t.wantFlush()
+	return true
 }
 
 // asked reports whether the peer has had its time to answer. It has not when we

@@ -50,14 +50,14 @@ type TrunkConfig struct {
 
 	PingAfter time.Duration // silence after which the peer is asked
 	DeadAfter time.Duration // silence after which it is given up; longer than PingAfter
-	IdleAfter time.Duration // time without streams after which it is closed
+	IdleAfter time.Duration // time without streams after which it is closed; a client hears of it a second before
 
 	// Peer is charged with what is queued; nil: an account for this trunk alone.
 	Peer *Account
 }
 
-// goAwayNotice is how long before Until the peer is told: some round trips of any
-// network. A client that takes no REFUSED_STREAM for a reason to try again, as
+// goAwayNotice is how long before a trunk drains its client is told: some round trips
+// of any network. A client that takes no REFUSED_STREAM for a reason to try again, as
 // Istio's ztunnel, would else reset what it opens meanwhile.
 const goAwayNotice = time.Second
 
@@ -92,6 +92,7 @@ type Trunk struct {
 	mute      bool // its socket takes nothing more: it is read to its end
 	closed    bool
 	draining  bool // no new streams; closes with the last relay
+	announced bool // that it is to drain soon
 
 	notice    time.Time // when the peer is to hear of Until; zero: it has
 	lastRead  time.Time

@@ -255,6 +255,33 @@ func TestTheEndIsAnnounced(t *testing.T) {
 	}
 }
 
+// So it is before a trunk that nobody uses is closed: a client whose idle time is the
+// same opens a stream just then.
+func TestAnIdleEndIsAnnounced(t *testing.T) {
+	const idle = 200 * time.Millisecond
+	r := emptyRig(t, rigConfig{server: relay.TrunkConfig{IdleAfter: idle}, serve: func(c net.Conn, _ string) { echo(c) }})
+	p := r.facing(false)
+	p.settle()
+	if f := until[*http2.GoAwayFrame](p); f.LastStreamID != 1<<31-1 || f.ErrCode != http2.ErrCodeNo {
+		t.Fatalf("the first GOAWAY is %v", f)
+	}
+	told := time.Now()
+	p.headers(1, ":method", "CONNECT", ":authority", "10.0.0.1:80")
+	if f := until[*http2.HeadersFrame](p); f.StreamID != 1 {
+		t.Fatalf("the answer is %v", f)
+	}
+	if f := until[*http2.GoAwayFrame](p); f.LastStreamID != 1 || time.Since(told) < idle {
+		t.Fatalf("the last GOAWAY is %v, %v after the first", f, time.Since(told))
+	}
+	p.must(p.fr.WriteData(1, true, []byte("still here")))
+	if f := until[*http2.DataFrame](p); string(f.Data()) != "still here" {
+		t.Fatalf("the stream answers %q", f.Data())
+	}
+	if e := r.trunkEnd(); !errors.Is(e.err, relay.ErrDrained) {
+		t.Fatalf("the trunk ended with: %v", e.err)
+	}
+}
+
 // A stream without traffic keeps its trunk, and pings keep it alive.
 func TestQuietStreamKeepsItsTrunk(t *testing.T) {
 	r := emptyRig(t, rigConfig{client: relay.TrunkConfig{PingAfter: 20 * time.Millisecond, DeadAfter: 10 * time.Second, IdleAfter: 400 * time.Millisecond}})
