@@ -118,6 +118,16 @@ var kinds = map[string]kind{
 		}
 		return errors.New("want at least 50 ends by unknown_ca")
 	}},
+	"many sessions": {least: 50, workers: 300, run: func(a *attacker) {
+		if s := a.open(false); s != nil {
+			s.hold()
+		}
+	}, shows: func(r result) error {
+		if r.Sessions < 128 || r.Held < 100 || r.Ends["reset"]+r.Ends["closed"] < 100 {
+			return errors.New("want at least 128 sessions, 100 held until the attack's end, and 100 connections refused")
+		}
+		return nil
+	}, limit: "sessions"},
 
 	// Records.
 	"empty records": {least: 5000, run: records(func(s *session, wire []byte) []byte {
