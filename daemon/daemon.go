@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -208,6 +209,8 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	if opt.Ready != nil {
 		opt.Ready()
 	}
+	// What the start has read is not needed again, and Go would keep its pages.
+	debug.FreeOSMemory()
 
 	select {
 	case <-ctx.Done():
