@@ -14,9 +14,6 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/record"
 )
 
-// readShare is how many read buffers' worth of ciphertext a turn takes.
-const readShare = 2
-
 // A read may bring thousands of the smallest frames, and costs by their number. So
 // a session is read by one record at first, by twice as much each time that it
 // fills that, up to the whole buffer, and by one record again when it has brought
@@ -45,65 +42,60 @@ func (t *Trunk) Ready(ev loop.Events) {
 	}
 }
 
-// read takes a bounded share of the socket, opens its records in place and
-// hands the applications their pieces.
+// read takes a turn's share of the socket, opens its records in place and hands
+// the applications their pieces.
 func (t *Trunk) read() {
 	t.unread = false
+	if len(t.requests) > 0 && !t.mute {
+		// Its share of the turns is used up: the rest waits in the socket.
+		t.unread = true
+		return
+	}
 	mem := t.w.in
-	for range readShare {
-		if len(t.requests) > 0 && !t.mute {
-			// Its share of the turns is used up: the rest waits in the socket.
-			t.unread = true
+	kept := t.s.Restore(mem)
+	room := min(t.room, len(mem)-kept)
+	iov := [1]unix.Iovec{{Base: &mem[kept], Len: uint64(room)}}
+	n, e := loop.Recv(t.fd, iov[:])
+	var failed error
+	switch {
+	case e == unix.EAGAIN:
+	case e != 0:
+		failed = fmt.Errorf("read tunnel connection: %w", e)
+	case n == 0:
+		failed = ErrTruncated
+	default:
+		t.lastRead = t.w.Loop.Now()
+		if t.lastRead.Sub(t.refilled) >= refillEvery {
+			t.refilled = t.lastRead
+			t.s.H2.Refill()
+		}
+	}
+	if n > 0 || kept > 0 {
+		frames := t.s.H2.Frames()
+		rest, err := t.records(mem[:kept+n])
+		t.room = nextRead(room, n, t.s.H2.Frames()-frames)
+		t.w.deliver()
+		if t.closed {
 			return
 		}
-		kept := t.s.Restore(mem)
-		room := min(t.room, len(mem)-kept)
-		iov := [1]unix.Iovec{{Base: &mem[kept], Len: uint64(room)}}
-		n, e := loop.Recv(t.fd, iov[:])
-		var failed error
-		switch {
-		case e == unix.EAGAIN:
-		case e != 0:
-			failed = fmt.Errorf("read tunnel connection: %w", e)
-		case n == 0:
-			failed = ErrTruncated
-		default:
-			t.lastRead = t.w.Loop.Now()
-			if t.lastRead.Sub(t.refilled) >= refillEvery {
-				t.refilled = t.lastRead
-				t.s.H2.Refill()
-			}
+		if err != nil {
+			t.fail(err)
+			return
 		}
-		if n > 0 || kept > 0 {
-			frames := t.s.H2.Frames()
-			rest, err := t.records(mem[:kept+n])
-			t.room = nextRead(room, n, t.s.H2.Frames()-frames)
-			t.w.deliver()
+		t.s.Keep(rest)
+		if t.peer.over() || t.w.budget.over() {
+			t.w.relieve(t.peer)
 			if t.closed {
 				return
 			}
-			if err != nil {
-				t.fail(err)
-				return
-			}
-			t.s.Keep(rest)
-			if t.peer.over() || t.w.budget.over() {
-				t.w.relieve(t.peer)
-				if t.closed {
-					return
-				}
-			}
 		}
-		if failed != nil {
-			t.fail(failed)
-			return
-		}
-		if e == unix.EAGAIN || (n < room && !t.sockEnded) {
-			return
-		}
-		if t.room < wholeRead {
-			break
-		}
+	}
+	if failed != nil {
+		t.fail(failed)
+		return
+	}
+	if e == unix.EAGAIN || (n < room && !t.sockEnded) {
+		return
 	}
 	t.unread = true
 	t.w.Loop.Again(t)

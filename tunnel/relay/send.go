@@ -15,11 +15,14 @@ import (
 
 // What one turn of sending gives a trunk, so that others get theirs.
 const (
-	bulkShare  = 4 * maxData  // bytes of bulk sealed in a turn beside other streams, 64 KiB
-	aloneShare = 8 * maxData  // and alone: fewer turns cost 6 % less CPU
+	bulkShare  = 4 * maxData  // bytes of bulk sealed in a turn beside small frames, 64 KiB
+	aloneShare = 16 * maxData // and where there were none lately: fewer turns cost less CPU
 	smallShare = 16 * maxData // bytes of small frames sealed in a turn
 	pullSlots  = 16           // records filled by one read from an application
 )
+
+// smallFor is for how long small frames are reckoned with after the last one.
+const smallFor = 100 * time.Millisecond
 
 // notSentLowat bounds the bytes that wait unsent in a trunk's socket, in the
 // kernel, where they can no longer be ordered: small frames are to overtake
@@ -69,11 +72,17 @@ func (t *Trunk) fill() bool {
 	}
 	t.fillControl()
 	share := smallShare
+	now := t.w.Loop.Now()
 	for n := t.small.len(); n > 0 && share > 0; n-- {
-		share -= t.pull(t.small.pop(), maxData)
+		r := t.small.pop()
+		took := t.pull(r, maxData)
+		share -= took
+		if took > 0 && !r.bulk && !r.flow.elephant(now) {
+			t.smallAt = now
+		}
 	}
 	share = bulkShare
-	if t.count == 1 {
+	if t.count == 1 || now.Sub(t.smallAt) > smallFor {
 		share = aloneShare
 	}
 	for share > 0 && t.bulk.len() > 0 {

@@ -96,6 +96,7 @@ type Trunk struct {
 
 	notice    time.Time // when the peer is to hear of Until; zero: it has
 	lastRead  time.Time
+	smallAt   time.Time // when there were small frames to send
 	stalled   time.Time // since when its socket takes nothing; zero: it does
 	refilled  time.Time // when the peer's budget was
 	idleSince time.Time

@@ -26,6 +26,7 @@ type flow struct {
 	drained int       // since the window last grew
 	since   time.Time // beginning of the present rate measurement
 	moved   int       // bytes since then, both directions
+	fast    bool      // the measurement before was an elephant's
 }
 
 func (f *flow) reset(window int) { *f = flow{window: window} }
@@ -56,7 +57,8 @@ func (f *flow) count(t *Trunk, n int) {
 		return
 	}
 	now := t.w.Loop.Now()
-	if d := now.Sub(f.since); d <= elephantTime {
+	d := now.Sub(f.since)
+	if f.fast = d <= elephantTime; f.fast {
 		t.elephant.Store(now.Add(elephantMemory).UnixNano())
 		t.measure(now)
 		if d > 0 {
@@ -66,6 +68,9 @@ func (f *flow) count(t *Trunk, n int) {
 	f.since = now
 	f.moved = 0
 }
+
+// elephant reports whether the stream moves much at present.
+func (f *flow) elephant(now time.Time) bool { return f.fast && now.Sub(f.since) <= elephantTime }
 
 // windowLimit is how far a stream's window may grow now.
 func (t *Trunk) windowLimit() int {

@@ -25,9 +25,10 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/record"
 )
 
-// readSlots is the size of a worker's read buffer in full records: one more
-// than the largest batch, so that a partial record in front of it leaves room.
-const readSlots = 17
+// readSlots is the size of a worker's read buffer in full records, 512 KiB and one
+// more, so that a partial record in front of them leaves room. It is what a turn
+// takes of a session.
+const readSlots = 33
 
 // wholeRead is that in bytes.
 const wholeRead = readSlots * record.SlotLen
