@@ -5,6 +5,9 @@ package redirect_test
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -406,5 +409,51 @@ func TestMPTCPIsOff(t *testing.T) {
 			t.Error("the pod can make MPTCP sockets")
 		}
 		return nil
+	})
+}
+
+// On lo the cheapest congestion control will do, at both ends and whatever the system
+// or the application has chosen; between machines it is the system's.
+func TestCongestionControl(t *testing.T) {
+	allowed, err := os.ReadFile("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	others := slices.DeleteFunc(strings.Fields(string(allowed)), func(s string) bool { return s == "reno" })
+	if len(others) == 0 {
+		t.Skip("this kernel has reno alone")
+	}
+	other := others[0]
+	both(t, func(w *world, f family) {
+		w.in(w.pod, func() error {
+			return os.WriteFile("/proc/sys/net/ipv4/tcp_congestion_control", []byte(other), 0o644)
+		})
+		w.start()
+		want := func(what, name string, fds ...int) {
+			w.t.Helper()
+			for i, fd := range fds {
+				got, err := unix.GetsockoptString(fd, unix.SOL_TCP, unix.TCP_CONGESTION)
+				w.must(err)
+				if got != name {
+					w.t.Errorf("%s, end %d: %s, want %s", what, i, got, name)
+				}
+			}
+		}
+		for _, prepare := range []func(int) error{nil, func(fd int) error {
+			return unix.SetsockoptString(fd, unix.SOL_TCP, unix.TCP_CONGESTION, other)
+		}} {
+			fd, err := w.connect(w.pod, at(f.remote, 8080), prepare)
+			w.must(err)
+			want("a carried connection", "reno", fd, w.accept(w.listeners[f.outbound]))
+		}
+		app := w.listen(w.pod, at(f.pod, 8080))
+		stock := w.maker.Stock(w.pod)
+		defer stock.Close()
+		fd := w.take(stock, f.v6)
+		w.must(deliver(fd, f.outside, at(f.pod, 8080)))
+		want("a delivery", "reno", fd, w.accept(app))
+		_, err := w.connect(w.outside, at(f.pod, 15008), nil)
+		w.must(err)
+		want("a tunnel's end", other, w.accept(w.listeners[f.hbone]))
 	})
 }

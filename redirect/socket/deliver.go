@@ -108,6 +108,7 @@ func (m *Maker) delivery(v6 bool) (int, error) {
 	o := options{fd: fd}
 	o.set("TCP_NODELAY", unix.SOL_TCP, unix.TCP_NODELAY, 1)
 	o.set("SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, carriedMark)
+	o.onLo()
 	o.transparent(v6)
 	if o.err == nil {
 		// Else the local table answers with eth0 as incoming interface, and

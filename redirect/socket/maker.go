@@ -34,6 +34,9 @@ const backlog = 4096
 // what is said there last (an alert, GOAWAY) has to arrive.
 const hbonePort = 15008
 
+// outboundPort is where the pod's own applications are steered to, over lo.
+const outboundPort = 15001
+
 // carriedMark is MARK of bpf/culvert.h: routed to lo in a pod.
 const carriedMark = 0x53a
 
@@ -166,6 +169,16 @@ func (o *options) transparent(v6 bool) {
 	}
 }
 
+// onLo is for connections on lo, where there is no network whose pace is to be found:
+// the cheapest congestion control, which each kernel has. A listener's connections
+// have it from the listener, and the application's ends from the pod's route. Without
+// it all is as well, only dearer.
+func (o *options) onLo() {
+	if o.err == nil {
+		_ = unix.SetsockoptString(o.fd, unix.SOL_TCP, unix.TCP_CONGESTION, "reno")
+	}
+}
+
 // resetOnExit makes a killed daemon a reset for the application, and not the
 // end of a stream that looks complete. A clean close unsets it.
 func (o *options) resetOnExit() {
@@ -225,6 +238,9 @@ func (m *Maker) listen(addr netip.AddrPort, transparent bool) (int, error) {
 	}
 	if addr.Port() != hbonePort {
 		o.resetOnExit()
+	}
+	if addr.Port() == outboundPort {
+		o.onLo()
 	}
 	if o.err == nil {
 		o.err = os.NewSyscallError("bind", unix.Bind(fd, sockaddr(addr)))
