@@ -118,7 +118,7 @@ var kinds = map[string]kind{
 		}
 		return errors.New("want at least 50 ends by unknown_ca")
 	}},
-	"many sessions": {least: 50, workers: 300, run: func(a *attacker) {
+	"many sessions": {least: 5, workers: 300, run: func(a *attacker) {
 		if s := a.open(false); s != nil {
 			s.hold()
 		}
