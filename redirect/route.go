@@ -73,8 +73,8 @@ func anyPrefix(a netip.Addr) *net.IPNet {
 
 // localRoute is `local default dev lo src <addr> congctl reno`: without src the
 // destination would become the source address. There is no network on lo whose pace
-// is to be found: BBR, where it is the machine's default, takes a fifth more CPU for
-// bulk. The application's sockets take it from the route, those of ours on lo by
+// is to be found: BBR, where it is the machine's default, takes up to a tenth more CPU
+// for bulk. The application's sockets take it from the route, those of ours on lo by
 // themselves (redirect/socket).
 func localRoute(a netip.Addr) *netlink.Route {
 	return &netlink.Route{

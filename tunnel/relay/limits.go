@@ -56,7 +56,9 @@ func (t *Trunk) check(now time.Time) {
 			t.close(ErrIdle)
 			return
 		}
-		t.cfg.Until = now.Add(goAwayNotice)
+		if end := now.Add(goAwayNotice); t.cfg.Until.IsZero() || end.Before(t.cfg.Until) {
+			t.cfg.Until = end
+		}
 	case t.cfg.PingAfter > 0 && silent >= t.cfg.PingAfter:
 		t.ping(now)
 	}
