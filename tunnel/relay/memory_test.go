@@ -219,10 +219,11 @@ func TestAccount(t *testing.T) {
 
 // Windows do not grow while memory is scarce.
 func TestWindowsDoNotGrowWhileTight(t *testing.T) {
+	const memory = 64 << 20 // a peer's part of it, an eighth, holds all that is sent
 	for _, tight := range []bool{false, true} {
-		r := newRigWith(t, rigConfig{memory: 1 << 20, serve: func(c net.Conn, _ string) { discardAll(c) }})
+		r := newRigWith(t, rigConfig{memory: memory, serve: func(c net.Conn, _ string) { discardAll(c) }})
 		if tight {
-			on(r.server, func() { r.far.Meter(128<<10/2 + 1) })
+			on(r.server, func() { r.far.Meter(memory/8/2 + 1) })
 		}
 		c := r.dial()
 		for range 64 {
@@ -239,7 +240,7 @@ func TestWindowsDoNotGrowWhileTight(t *testing.T) {
 			}
 		})
 		if tight {
-			on(r.server, func() { r.far.Meter(-(128<<10/2 + 1)) })
+			on(r.server, func() { r.far.Meter(-(memory/8/2 + 1)) })
 		}
 	}
 }
