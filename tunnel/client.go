@@ -273,6 +273,14 @@ func (t *Tunnel) dial(k poolKey) (*dialled, error) {
 		}
 		return nil, &issuanceError{err}
 	}
+	wait, ok := t.pauses.next(k.dst, time.Now())
+	if !ok {
+		t.limits.paused.Add(1)
+		return nil, &pausedError{wait}
+	}
+	if !sleep(ctx, wait) {
+		return nil, context.Cause(ctx)
+	}
 	fd, err := k.pod.Sockets.Dial(k.dst)
 	if err != nil {
 		return nil, err
@@ -337,10 +345,13 @@ func (e *issuanceError) Unwrap() error { return e.err }
 // dialReason is the connection's reason for a dial's error.
 func dialReason(err error) (telemetry.Reason, string) {
 	var f *identity.Failure
+	var paused *pausedError
 	var errno syscall.Errno
 	switch {
 	case errors.As(err, &f):
 		return telemetry.ReasonTunnelLost, f.Error()
+	case errors.As(err, &paused):
+		return telemetry.ReasonTunnelLost, paused.Error()
 	case errors.Is(err, errMoved):
 		return telemetry.ReasonUnknownDestination, err.Error()
 	case errors.Is(err, errPodGone), errors.Is(err, errClosed), errors.Is(err, context.Canceled):

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http2"
@@ -74,18 +75,23 @@ func (t *Tunnel) shed(s relay.Shed) {
 		"bound", bound, "streams", s.Streams, "bytes", s.Bytes, "hint", "tunnel.memory is the bound")
 }
 
-// ended says that a session was ended for a bound on its peer.
+// ended says that a session was ended for what its peer did, and has one wait that
+// broke the rules.
 func (t *Tunnel) ended(p *Pod, peer netip.Addr, err error) {
+	if breached(err) {
+		t.pauses.breach(peer, time.Now())
+	}
 	var broken *h2.ConnError
 	switch {
 	case errors.As(err, &broken) && broken.Code == http2.ErrCodeEnhanceYourCalm:
 		t.limits.calm.Add(1)
 	case errors.Is(err, relay.ErrUnread):
 		t.limits.unread.Add(1)
+	case breached(err):
 	default:
 		return
 	}
-	t.failed.warn(t.cfg.Logger, "close tunnel connection: its peer is beyond a bound", "workload", p.Key, "peer", peer.String(), "err", err)
+	t.failed.warn(t.cfg.Logger, "close tunnel connection: its peer is beyond a bound, or has broken the protocol", "workload", p.Key, "peer", peer.String(), "err", err)
 }
 
 // refusalReason is the source's reason for a status that the destination

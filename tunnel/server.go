@@ -35,6 +35,13 @@ func (p *Pod) acceptPeer(fd int) {
 		unix.Close(fd)
 		return
 	}
+	wait, ok := t.pauses.next(remote.Addr(), p.w.Loop.Now())
+	if !ok {
+		refuse(fd)
+		t.limits.paused.Add(1)
+		t.peerShook(p, remote.Addr(), nil, &identity.Failure{Reason: identity.ReasonTimeout, Detail: (&pausedError{wait}).Error()})
+		return
+	}
 	src, err := t.sources.greet(remote.Addr())
 	if err != nil {
 		refuse(fd)
@@ -42,7 +49,12 @@ func (p *Pod) acceptPeer(fd int) {
 		return
 	}
 	if !p.start(func() {
-		begun := t.greet(p, fd, local, remote, src)
+		begun := false
+		if sleep(p.ctx, wait) {
+			begun = t.greet(p, fd, local, remote, src)
+		} else {
+			refuse(fd)
+		}
 		t.sources.greeted(src)
 		if !begun {
 			t.sources.part(src)

@@ -155,7 +155,7 @@ func (s *sources) leave(src *source) {
 
 // limits counts what was refused or ended for a bound on peers.
 type limits struct {
-	handshakes, sourceHandshakes, sessions, streams, queued, calm, unread, descriptors atomic.Uint64
+	handshakes, sourceHandshakes, sessions, streams, queued, calm, unread, paused, descriptors atomic.Uint64
 }
 
 // Limits has the names of the bounds that are counted, with how often each was
@@ -170,6 +170,7 @@ func (t *Tunnel) Limits() map[string]uint64 {
 		"queued":            l.queued.Load(),
 		"calm":              l.calm.Load(),
 		"unread":            l.unread.Load(),
+		"paused":            l.paused.Load(),
 		"descriptors":       l.descriptors.Load(),
 	}
 }

@@ -122,6 +122,7 @@ type Tunnel struct {
 	sources *sources
 	turns   *turns // of handshakes
 	limits  limits
+	pauses  pauses
 	failed  damper        // of lines about handshakes
 	hoarded damper        // of lines about the budget
 	looks   chan struct{} // one token per look at a pod's listeners

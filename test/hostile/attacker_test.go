@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -44,6 +45,7 @@ type order struct {
 	Loud       string // one that says all that it can
 	Closed     string // nobody listens
 	Cert, Key  string // PEM files; of another trust domain for one kind
+	Block      string // a prefix, whose addresses it has in turn; empty: its pod's own address
 	ForSeconds float64
 	Result     string // the file that the result goes to
 }
@@ -58,6 +60,8 @@ type attacker struct {
 	order
 	ctx context.Context
 	cfg *tls.Config
+
+	block addresses
 
 	connections, sessions, frames, bytes, held atomic.Int64
 
@@ -79,6 +83,11 @@ func attack(text string) int {
 			return 1
 		}
 		return 0
+	}
+	var err error
+	if a.block, err = newAddresses(a.Block); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	cert, err := tls.LoadX509KeyPair(a.Cert, a.Key)
 	if err != nil {
@@ -172,6 +181,9 @@ func (a *attacker) ended(err error) {
 // dial is a TCP connection to the target; nil: there is none.
 func (a *attacker) dial() net.Conn {
 	d := net.Dialer{Timeout: 2 * time.Second}
+	if own := a.block.next(); own.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))
+	}
 	c, err := d.DialContext(a.ctx, "tcp", a.Target)
 	if err != nil {
 		if a.ctx.Err() == nil {

@@ -62,7 +62,12 @@ func newBench(t *testing.T, length time.Duration) *bench {
 			workloads = append(workloads, p.Workload())
 		}
 	}
-	workloads = append(workloads, l.Pod(1, 3).Workload()) // which the attacker is the server of
+	attacker := l.Pod(1, 3).Workload() // which is a server of the mesh, too
+	many, err := newAddresses(block.String())
+	b.must(err)
+	attacker.Addresses = append(attacker.Addresses, many.all...)
+	workloads = append(workloads, attacker)
+	b.must(give(l.Pod(1, 3), l.Nodes[1]))
 	for _, n := range l.Nodes {
 		d, err := n.StartDaemon(ctx, lab.DaemonConfig{Binary: ztunnel, Pods: n.Pods[:2], Workloads: workloads, Settings: map[string]any{
 			"tunnel":    map[string]any{"memory": memory, "handshakeTimeout": "1s"},
@@ -197,9 +202,13 @@ func (b *bench) start(p *lab.Pod, o order, errs io.Writer) (*lab.Process, error)
 	return started, nice(started.PID(), attacking)
 }
 
-// attack runs the attacker for a while from the pod that is not enrolled.
-func (b *bench) attack(name string, length time.Duration) (r result, err error) {
+// attack runs the attacker for a while from the pod that is not enrolled: from the
+// addresses of a block, or alone from the pod's.
+func (b *bench) attack(name string, length time.Duration, alone bool) (r result, err error) {
 	o := b.order.as(name)
+	if !alone {
+		o.Block = block.String()
+	}
 	o.ForSeconds = length.Seconds()
 	o.Result = filepath.Join(b.Dir, "result.json")
 	files := b.good

@@ -7,11 +7,15 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// callers is how many call the attacker's server at once.
+const callers = 4
 
 // helpers are what other processes do beside the attacker, in the pod that is
 // attacked. They run until they are killed.
@@ -49,12 +53,20 @@ var helpers = map[string]func(order) error{
 	},
 	// callers call the attacker's server, again and again.
 	"callers": func(o order) error {
+		block, err := newAddresses(o.Block)
+		if err != nil {
+			return err
+		}
 		var all sync.WaitGroup
-		for range 4 {
+		for range callers {
 			all.Go(func() {
 				for range time.Tick(time.Millisecond) {
 					ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-					if c, err := new(net.Dialer).DialContext(ctx, "tcp", o.Target); err == nil {
+					to := o.Target
+					if at := block.next(); at.IsValid() {
+						to = netip.AddrPortFrom(at, 8080).String()
+					}
+					if c, err := new(net.Dialer).DialContext(ctx, "tcp", to); err == nil {
 						_ = c.SetDeadline(time.Now().Add(time.Second))
 						_, _ = c.Read(make([]byte, 1)) // a reset, or its first byte, and no more is taken
 						_, _ = io.CopyN(io.Discard, &slow{c}, 1<<20)

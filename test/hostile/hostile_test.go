@@ -48,7 +48,8 @@ const (
 	roundFor = 10 * time.Second
 )
 
-// TestHostile runs each kind at full speed.
+// TestHostile runs each kind at full speed. One address has that for an instant a
+// second where its sessions break the rules, so that there are many; then it is alone.
 func TestHostile(t *testing.T) {
 	length, soak := 3*time.Second, os.Getenv("CULVERT_SOAK")
 	if soak != "" {
@@ -60,7 +61,7 @@ func TestHostile(t *testing.T) {
 	rounds := max(rounds, int(length/roundFor))
 	b := newBench(t, length)
 	var err error
-	b.requests(func() { _, err = b.attack("garbage instead of TLS", time.Second) }) // what is made once
+	b.requests(func() { _, err = b.attack("garbage instead of TLS", time.Second, true) }) // what is made once
 	b.must(err)
 	idle := b.resident()
 	descriptors, goroutines := b.metric("process_open_fds"), b.metric("go_goroutines")
@@ -83,24 +84,21 @@ func TestHostile(t *testing.T) {
 				}
 				return k.shows(total)
 			}
-			var p99 latency
 			top := 0.0
-			done := 0
-			for ; done < rounds || done < rounds+extra && (p99.tooSlow() || shown() != nil); done++ {
+			each := length / time.Duration(rounds)
+			round := func(alone bool) (r result, p99 latency) {
 				var taken func() float64
-				round := b.round(quietFor, func() {
+				p99 = b.round(quietFor, func() {
 					taken = b.watchMemory()
-					r, err := b.attack(name, length/time.Duration(rounds))
-					total.add(r)
-					if err != nil {
+					var err error
+					if r, err = b.attack(name, each, alone); err != nil {
 						t.Error(err)
 					}
 				})
 				top = max(top, taken())
-				if done == 0 {
-					p99 = round
+				if k.breaks && alone {
+					p99.noise = hush
 				}
-				p99 = best(p99, round)
 				// What the round has left is to end before the next one.
 				ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second*lab.Slowness())
 				err := lab.Until(ctx, "descriptors and goroutines are given back", func() error {
@@ -111,10 +109,39 @@ func TestHostile(t *testing.T) {
 				})
 				cancel()
 				b.must(err)
+				return r, p99
+			}
+			var p99 latency
+			done := 0
+			for ; done < rounds || done < rounds+extra && (p99.tooSlow() || shown() != nil); done++ {
+				r, measured := round(!k.breaks)
+				total.add(r)
+				if done == 0 {
+					p99 = measured
+				}
+				p99 = best(p99, measured)
 			}
 			t.Log(total)
 			t.Logf("memory %.1f MiB above the idle daemon's; p99 of the other pair %v, the best of %d rounds", top-idle, p99, done)
-			report.add(name, total, top-idle, p99)
+			var one *latency
+			if k.breaks {
+				r, measured := round(true)
+				for tries := 0; measured.tooSlow() && tries < extra; tries++ {
+					var again latency
+					r, again = round(true)
+					measured = best(measured, again)
+				}
+				one = &measured
+				t.Logf("from one address: %v; p99 of the other pair %v", r, measured)
+				// The first one, and what workers that began together have each.
+				if most := int64(each/time.Second) + 1 + int64(max(k.workers, callers)); r.Sessions > most {
+					t.Errorf("one address had %d sessions in %v, want %d at most: one a second", r.Sessions, each, most)
+				}
+				if measured.tooSlow() {
+					t.Errorf("attacked from one address, the other pair's p99 is %v, %v when quiet: more than %v", measured.attacked, measured.quiet, measured.bound())
+				}
+			}
+			report.add(name, total, top-idle, p99, one)
 			if err := shown(); err != nil {
 				t.Errorf("control: %v", err)
 			}
@@ -143,11 +170,11 @@ func TestHostile(t *testing.T) {
 const slack = 192
 
 // TestStarvedDaemonIsSeen: the ruler of TestHostile rings when a daemon stands still
-// for a tenth of the time, some milliseconds at once, and not when it does not.
+// for a tenth of the time, for twice the bound at once, and not when it does not.
 func TestStarvedDaemonIsSeen(t *testing.T) {
 	b := newBench(t, 0)
-	every, still := 100*time.Millisecond*lab.Slowness(), 10*time.Millisecond*lab.Slowness() // as the bound has it
-	measure := func(starve bool) (p99 latency) {
+	measure := func(still time.Duration) (p99 latency) {
+		starve := still > 0
 		for i := range rounds + extra {
 			round := b.round(quietFor, func() {
 				for range 10 {
@@ -156,7 +183,7 @@ func TestStarvedDaemonIsSeen(t *testing.T) {
 						time.Sleep(still)
 						b.must(b.daemon.Signal(unix.SIGCONT))
 					}
-					time.Sleep(every - still)
+					time.Sleep(max(9*still, 100*time.Millisecond))
 				}
 			})
 			if i == 0 {
@@ -170,10 +197,11 @@ func TestStarvedDaemonIsSeen(t *testing.T) {
 		t.Logf("starved: %v; p99 of the other pair %v", starve, p99)
 		return p99
 	}
-	if p99 := measure(false); p99.tooSlow() {
-		t.Errorf("p99 %v where nothing happens", p99)
+	well := measure(0)
+	if well.tooSlow() {
+		t.Errorf("p99 %v where nothing happens", well)
 	}
-	if p99 := measure(true); !p99.tooSlow() {
+	if p99 := measure(2 * well.bound()); !p99.tooSlow() {
 		t.Errorf("p99 %v of a daemon that is starved", p99)
 	}
 }

@@ -25,6 +25,8 @@ type kind struct {
 	// shows is the control: what says that the attack was what it is called.
 	shows func(result) error
 	limit string // of culvert_peer_limits_total, that must have been met; empty: none
+	// breaks: its sessions are ended for breaking the rules.
+	breaks bool
 }
 
 // ends wants connections to have ended in a way, and frames to have gone before.
@@ -130,32 +132,32 @@ var kinds = map[string]kind{
 	}, limit: "sessions"},
 
 	// Records.
-	"empty records": {least: 5000, run: records(func(s *session, wire []byte) []byte {
+	"empty records": {breaks: true, least: 5000, run: records(func(s *session, wire []byte) []byte {
 		return append(wire, s.slot[:s.layer.Seal(s.slot, 0)]...)
 	}), shows: ends("unexpected message", 10, 33)},
-	"KeyUpdates": {least: 1000, run: records(func(s *session, wire []byte) []byte {
+	"KeyUpdates": {breaks: true, least: 1000, run: records(func(s *session, wire []byte) []byte {
 		return s.layer.UpdateKeys(wire, true)
 	}), shows: ends("unexpected message", 10, 33)},
 
 	// Frames.
-	"rapid reset": {least: 20_000, run: flood(false, func(s *session) {
+	"rapid reset": {breaks: true, least: 20_000, run: flood(false, func(s *session) {
 		id := s.connect(s.a.App)
 		s.frame(http2.FrameRSTStream, 0, id, []byte{0, 0, 0, 8})
 	}), shows: ends(calm, 10, whole), limit: "calm"},
-	"MadeYouReset": {least: 20_000, run: flood(false, func(s *session) {
+	"MadeYouReset": {breaks: true, least: 20_000, run: flood(false, func(s *session) {
 		id := s.connect(s.a.App)
 		s.frame(http2.FrameWindowUpdate, 0, id, make([]byte, 4))
 	}), shows: ends(calm, 10, whole), limit: "calm"},
-	"SETTINGS":       {least: 100_000, run: flood(false, func(s *session) { s.frame(http2.FrameSettings, 0, 0, nil) }), shows: ends(calm, 10, whole), limit: "calm"},
+	"SETTINGS":       {breaks: true, least: 100_000, run: flood(false, func(s *session) { s.frame(http2.FrameSettings, 0, 0, nil) }), shows: ends(calm, 10, whole), limit: "calm"},
 	"PING, read":     {least: 50_000, run: paced(2000, func(s *session) { s.frame(http2.FramePing, 0, 0, make([]byte, 8)) }), shows: pings},
-	"PING, not read": {least: 100_000, run: flood(true, func(s *session) { s.frame(http2.FramePing, 0, 0, make([]byte, 8)) }), shows: sent(10), limit: "calm"},
-	"CONTINUATION": {least: 100_000, run: func(a *attacker) {
+	"PING, not read": {breaks: true, least: 100_000, run: flood(true, func(s *session) { s.frame(http2.FramePing, 0, 0, make([]byte, 8)) }), shows: sent(10), limit: "calm"},
+	"CONTINUATION": {breaks: true, least: 100_000, run: func(a *attacker) {
 		if s := a.open(false); s != nil {
 			s.frame(http2.FrameHeaders, 0, 1, s.headers(":method", "CONNECT"))
 			s.flood(func() { s.frame(http2.FrameContinuation, 0, 1, []byte{0x20}) })
 		}
 	}, shows: ends(calm, 10, 17), limit: "calm"},
-	"header list bomb": {least: 5, run: func(a *attacker) {
+	"header list bomb": {breaks: true, least: 5, run: func(a *attacker) {
 		s := a.open(false)
 		if s == nil {
 			return
@@ -176,21 +178,21 @@ var kinds = map[string]kind{
 			id += 2
 		})
 	}, shows: ends(calm, 10, 1), limit: "calm"},
-	"window overflow": {least: 50_000, workers: 2, run: flood(false, func(s *session) {
+	"window overflow": {breaks: true, least: 50_000, workers: 2, run: flood(false, func(s *session) {
 		s.frame(http2.FrameWindowUpdate, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff})
 	}), shows: ends("FLOW_CONTROL_ERROR", 10, 1)},
-	"tiny window updates": {least: 50_000, run: flood(false, func(s *session) {
+	"tiny window updates": {breaks: true, least: 50_000, run: flood(false, func(s *session) {
 		s.frame(http2.FrameWindowUpdate, 0, 0, []byte{0, 0, 0, 1})
 	}), shows: ends(calm, 10, whole), limit: "calm"},
-	"PRIORITY":       {least: 50_000, run: flood(false, func(s *session) { s.frame(http2.FramePriority, 0, 1, make([]byte, 5)) }), shows: ends(calm, 10, whole), limit: "calm"},
-	"unknown frames": {least: 20_000, run: flood(false, func(s *session) { s.frame(0xbe, 0, 0, make([]byte, 100)) }), shows: ends(calm, 10, whole), limit: "calm"},
-	"empty DATA": {least: 100_000, run: func(a *attacker) {
+	"PRIORITY":       {breaks: true, least: 50_000, run: flood(false, func(s *session) { s.frame(http2.FramePriority, 0, 1, make([]byte, 5)) }), shows: ends(calm, 10, whole), limit: "calm"},
+	"unknown frames": {breaks: true, least: 20_000, run: flood(false, func(s *session) { s.frame(0xbe, 0, 0, make([]byte, 100)) }), shows: ends(calm, 10, whole), limit: "calm"},
+	"empty DATA": {breaks: true, least: 100_000, run: func(a *attacker) {
 		if s := a.open(false); s != nil {
 			id := s.connect(a.App)
 			s.flood(func() { s.frame(http2.FrameData, 0, id, nil) })
 		}
 	}, shows: ends(calm, 10, whole), limit: "calm"},
-	"data to closed streams": {least: 50_000, run: func(a *attacker) {
+	"data to closed streams": {breaks: true, least: 50_000, run: func(a *attacker) {
 		if s := a.open(false); s != nil {
 			id := s.connect(a.App)
 			s.frame(http2.FrameRSTStream, 0, id, []byte{0, 0, 0, 8})
@@ -250,13 +252,13 @@ var kinds = map[string]kind{
 	}, shows: answers("status 200", 64), limit: "queued"},
 	"CONNECT to a closed port": {least: 500, run: paced(500, func(s *session) { s.connect(s.a.Closed) }), shows: answers("status 503", 500)},
 	// Servers.
-	"server: SETTINGS": {least: 50_000, serve: served(func(s *session) { s.frame(http2.FrameSettings, 0, 0, nil) }), shows: ends(calm, 10, whole), limit: "calm"},
-	"server: GOAWAY":   {least: 50_000, serve: served(func(s *session) { s.frame(http2.FrameGoAway, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0}) }), shows: ends(calm, 10, whole), limit: "calm"},
-	"server: header list bomb": {least: 50, serve: func(s *session) {
+	"server: SETTINGS": {breaks: true, least: 50_000, serve: served(func(s *session) { s.frame(http2.FrameSettings, 0, 0, nil) }), shows: ends(calm, 10, whole), limit: "calm"},
+	"server: GOAWAY":   {breaks: true, least: 50_000, serve: served(func(s *session) { s.frame(http2.FrameGoAway, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0}) }), shows: ends(calm, 10, whole), limit: "calm"},
+	"server: header list bomb": {breaks: true, least: 50, serve: func(s *session) {
 		block := []byte("\x08\x03200" + strings.Repeat("\x84", 15<<10)) // status, then 15,360 fields
 		s.flood(func() { s.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, block) })
 	}, shows: ends(calm, 10, 1), limit: "calm"},
-	"server: more than the window": {least: 100, serve: func(s *session) {
+	"server: more than the window": {breaks: true, least: 100, serve: func(s *session) {
 		s.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, s.headers(":status", "200"))
 		s.flood(func() { s.frame(http2.FrameData, 0, s.id, make([]byte, 16<<10)) })
 	}, shows: func(r result) error {
