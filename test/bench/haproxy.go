@@ -29,8 +29,8 @@ func (haproxy) command(dir string, p *lab.Pod, c certificate, peers peers) ([]st
 	if len(peers.servers) == 1 {
 		verify = "verifyhost " + peers.servers[0].Name
 	}
+	// As many connections as its descriptors are enough for: it computes that itself.
 	config := fmt.Sprintf(`global
-	maxconn 9000
 	nbthread 2
 	log stdout format raw local0
 	ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256

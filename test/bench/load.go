@@ -155,7 +155,7 @@ func (l load) run(addr netip.AddrPort) (result, error) {
 		}
 		if !l.Churn {
 			if err := workers[i].open(); err != nil {
-				return result{}, err
+				return result{}, fmt.Errorf("connection %d: %w", i+1, err)
 			}
 		}
 	}
@@ -267,11 +267,24 @@ func (w *worker) open() error {
 	if _, err := w.c.Write(header(w.Mode, w.Size)); err != nil {
 		return err
 	}
-	if w.Mode == modeEcho {
+	if w.Mode != modeEcho {
+		return nil
+	}
+	if w.Churn {
 		return w.exchange()
 	}
-	return nil
+	// A path that takes no more connections is to say so, not to hang.
+	if err := w.c.SetDeadline(time.Now().Add(stalled)); err != nil {
+		return err
+	}
+	if err := w.exchange(); err != nil {
+		return err
+	}
+	return w.c.SetDeadline(time.Time{})
 }
+
+// stalled is after how long a connection that is opened and not answered has failed.
+const stalled = 30 * time.Second
 
 func (w *worker) exchange() error {
 	if w.buf == nil {
