@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -40,56 +41,59 @@ func (e *pausedError) Error() string {
 // pauses has the addresses of peers wait that broke the rules of a session. The zero
 // value is ready for use.
 type pauses struct {
-	mu    sync.Mutex
-	until map[netip.Addr]time.Time // when an address may begin its next session
+	mu sync.Mutex
+	of map[netip.Addr]pause
+}
+
+// pause is an address's.
+type pause struct {
+	until  time.Time
+	waited bool // somebody waits for its end
 }
 
 // breach puts an address's next session off.
 func (p *pauses) breach(a netip.Addr, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	until, known := p.until[a]
-	if !known && len(p.until) >= maxPaused {
-		for a, until := range p.until {
-			if !until.After(now) {
-				delete(p.until, a)
-			}
-		}
-		if len(p.until) >= maxPaused {
+	is, known := p.of[a]
+	if !known && len(p.of) >= maxPaused {
+		maps.DeleteFunc(p.of, func(_ netip.Addr, is pause) bool { return !is.until.After(now) })
+		if len(p.of) >= maxPaused {
 			return
 		}
 	}
-	if p.until == nil {
-		p.until = map[netip.Addr]time.Time{}
+	if p.of == nil {
+		p.of = map[netip.Addr]pause{}
 	}
-	if until.Before(now) {
-		until = now
+	if is.until.Before(now) {
+		is.until = now
 	}
-	if until = until.Add(breachPause); until.After(now.Add(maxPause)) {
-		until = now.Add(maxPause)
+	is = pause{until: is.until.Add(breachPause)}
+	if last := now.Add(maxPause); is.until.After(last) {
+		is.until = last
 	}
-	p.until[a] = until
+	p.of[a] = is
 }
 
-// next says after what time an address may begin a session, and gives it that turn.
-// It reports false where its turn is more than a breachPause away: there is no point
-// in waiting, and nobody is to have many wait.
+// next says how long an address has to wait for its next session, and whether it may:
+// one may wait, and for a breachPause at most, so that nobody has many wait here.
 func (p *pauses) next(a netip.Addr, now time.Time) (wait time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	until, known := p.until[a]
+	is, known := p.of[a]
 	if !known {
 		return 0, true
 	}
-	wait = until.Sub(now)
+	wait = is.until.Sub(now)
 	switch {
 	case wait <= 0:
-		delete(p.until, a)
+		delete(p.of, a)
 		return 0, true
-	case wait > breachPause:
+	case wait > breachPause || is.waited:
 		return wait, false
 	}
-	p.until[a] = until.Add(breachPause)
+	is.waited = true
+	p.of[a] = is
 	return wait, true
 }
 

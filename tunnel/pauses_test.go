@@ -17,8 +17,8 @@ import (
 	"github.com/culvert-mesh/culvert/tunnel/relay"
 )
 
-// An address whose session broke the rules begins one a second, and who comes too
-// early is refused. Others do not wait.
+// An address whose session broke the rules waits a second for the next one: one of
+// its connections does, and the others are refused. Others' do not wait.
 func TestPauses(t *testing.T) {
 	var p pauses
 	now := time.Unix(1000, 0)
@@ -32,14 +32,12 @@ func TestPauses(t *testing.T) {
 	next(0, 0, 0, true)
 	p.breach(address(0), now)
 	next(1, 0, 0, true)
-	next(0, breachPause/4, breachPause*3/4, true) // it waits, and has that turn
-	next(0, breachPause/4, breachPause*7/4, false)
-	next(0, breachPause, breachPause, true) // the next turn
-	next(0, breachPause+1, 2*breachPause-1, false)
-	next(0, 3*breachPause, 0, true) // nothing was broken since
-	next(0, 3*breachPause, 0, true)
-	if len(p.until) != 0 {
-		t.Errorf("%d addresses are kept for nothing", len(p.until))
+	next(0, breachPause/4, breachPause*3/4, true)
+	next(0, breachPause/4, breachPause*3/4, false) // another waits already
+	next(0, breachPause, 0, true)                  // nothing was broken since
+	next(0, breachPause, 0, true)
+	if len(p.of) != 0 {
+		t.Errorf("%d addresses are kept for nothing", len(p.of))
 	}
 	// Many at once: up to maxPause, and not beyond.
 	for range int(maxPause/breachPause) + 5 {
@@ -48,6 +46,7 @@ func TestPauses(t *testing.T) {
 	next(0, 0, maxPause, false)
 	next(0, maxPause-breachPause-1, breachPause+1, false)
 	next(0, maxPause-breachPause, breachPause, true)
+	next(0, maxPause-breachPause, breachPause, false)
 }
 
 // As many addresses wait as are kept; of one more none is made to, until others have
@@ -59,16 +58,16 @@ func TestPausedAddresses(t *testing.T) {
 		p.breach(address(i), now)
 	}
 	p.breach(address(maxPaused), now)
-	if _, ok := p.until[address(maxPaused)]; ok || len(p.until) != maxPaused {
-		t.Fatalf("%d addresses are kept, want %d", len(p.until), maxPaused)
+	if _, ok := p.of[address(maxPaused)]; ok || len(p.of) != maxPaused {
+		t.Fatalf("%d addresses are kept, want %d", len(p.of), maxPaused)
 	}
 	p.breach(address(7), now) // one that is known goes on
 	if wait, ok := p.next(address(7), now); ok || wait != 2*breachPause {
 		t.Errorf("a known address waits for %v (%v)", wait, ok)
 	}
 	p.breach(address(maxPaused), now.Add(breachPause))
-	if want := 2; len(p.until) != want {
-		t.Errorf("%d addresses are kept a second later, want %d", len(p.until), want)
+	if want := 2; len(p.of) != want {
+		t.Errorf("%d addresses are kept a second later, want %d", len(p.of), want)
 	}
 }
 
