@@ -177,7 +177,7 @@ func TestStarvedDaemonIsSeen(t *testing.T) {
 		starve := still > 0
 		for i := range rounds + extra {
 			round := b.round(quietFor, func() {
-				for range 10 {
+				for range 5 {
 					if starve {
 						b.must(b.daemon.Signal(unix.SIGSTOP))
 						time.Sleep(still)
