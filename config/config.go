@@ -54,7 +54,7 @@ type Config struct {
 	// of](../SECURITY.md#what-the-daemon-may-do): `enforce`: they are refused, and the
 	// kernel logs them; `log`: it logs them only; `disabled`: there is no filter
 	Seccomp Seccomp
-	// Event loops; 0: one for each CPU
+	// Event loops; 0: one for each CPU that the process may use (`cpu.max` of its cgroup, or `GOMAXPROCS`)
 	Loops int
 	// The cgroup v2 folder at which the connect hooks are attached, a path below its
 	// mount point or within the hierarchy. Every process of an enrolled pod must live

@@ -133,6 +133,8 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 	}
 	undo.add(maker.Close)
 
+	loops, giveBack := processors(cfg.Loops)
+	undo.add(func() error { giveBack(); return nil })
 	tun, err := tunnel.New(tunnel.Config{
 		Snapshots:        decided.store,
 		Identity:         issuer,
@@ -140,7 +142,7 @@ func Run(ctx context.Context, cfg *config.Config, opt Options) (err error) {
 		Recorder:         recorder,
 		Logger:           log,
 		Probe:            redirect.IsProbe,
-		Loops:            cfg.Loops,
+		Loops:            loops,
 		HandshakeTimeout: cfg.Tunnel.HandshakeTimeout,
 		ConnectTimeout:   cfg.Tunnel.ConnectTimeout,
 		PingAfter:        cfg.Tunnel.PingAfter,

@@ -87,7 +87,7 @@ type Config struct {
 	Logger    *slog.Logger
 	Probe     func(dst netip.Addr) bool // says of a destination that a connection to it is to be closed and not told of; nil: none
 
-	Loops            int           // event loops; 0: one per CPU
+	Loops            int           // event loops; 0: one for each processor that Go uses
 	HandshakeTimeout time.Duration // 0: 10 s
 	ConnectTimeout   time.Duration // to a peer, and to an application; 0: 10 s
 	PingAfter        time.Duration // 0: 10 s
@@ -166,7 +166,7 @@ func New(cfg Config) (*Tunnel, error) {
 	def(&cfg.DeadAfter, defaultDeadAfter)
 	def(&cfg.IdleAfter, defaultIdleAfter)
 	if cfg.Loops == 0 {
-		cfg.Loops = runtime.NumCPU()
+		cfg.Loops = runtime.GOMAXPROCS(0)
 	}
 	t := &Tunnel{cfg: cfg, seed: maphash.MakeSeed(), looks: make(chan struct{}, maxLooks)}
 	if cfg.Memory == 0 {
@@ -179,7 +179,7 @@ func New(cfg Config) (*Tunnel, error) {
 	t.top = limit - min(keptDescriptors, limit/8) // the kernel gives the lowest number that is free
 	t.budget = relay.NewBudget(cfg.Memory, t.shed)
 	t.sources = newSources(t.budget, &t.limits, limit/2/2) // plaintext may have half of the descriptors, two for each
-	t.turns = newTurns(runtime.GOMAXPROCS(0))
+	t.turns = newTurns(cfg.Loops)
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	for i := range cfg.Loops {
 		l, err := loop.New()

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// handshakeCPUs is the part of the processors that compute handshakes: a half, one
-// at least. A flood of them is not to have those that carry bytes wait.
+// handshakeCPUs is the part of the processors that compute handshakes, of which each
+// has a loop: a half, one at least. A flood of them is not to have those that carry bytes wait.
 const handshakeCPUs = 2
 
 // turns shares out what handshakes compute, up to so many at once. Who waits is
@@ -21,7 +21,7 @@ type turns struct {
 	order   []netip.Addr // that have somebody waiting
 }
 
-// newTurns is for a machine, or a share of it, of so many processors.
+// newTurns is for so many processors.
 func newTurns(cpus int) *turns {
 	return &turns{free: max(1, cpus/handshakeCPUs), waiting: map[netip.Addr][]chan struct{}{}}
 }
