@@ -78,16 +78,15 @@ func (t *Tunnel) shed(s relay.Shed) {
 // ended says that a session was ended for what its peer did, and has one wait that
 // broke the rules.
 func (t *Tunnel) ended(p *Pod, peer netip.Addr, err error) {
-	if breached(err) {
-		t.pauses.breach(peer, time.Now())
-	}
 	var broken *h2.ConnError
 	switch {
-	case errors.As(err, &broken) && broken.Code == http2.ErrCodeEnhanceYourCalm:
-		t.limits.calm.Add(1)
 	case errors.Is(err, relay.ErrUnread):
 		t.limits.unread.Add(1)
 	case breached(err):
+		t.pauses.breach(peer, time.Now())
+		if errors.As(err, &broken) && broken.Code == http2.ErrCodeEnhanceYourCalm {
+			t.limits.calm.Add(1)
+		}
 	default:
 		return
 	}

@@ -8,7 +8,8 @@ import (
 )
 
 // handshakeCPUs is the part of the processors that compute handshakes, of which each
-// has a loop: a half, one at least. A flood of them is not to have those that carry bytes wait.
+// has a loop: a half, one at least. A flood of them is not to have those that carry
+// bytes wait.
 const handshakeCPUs = 2
 
 // turns shares out what handshakes compute, up to so many at once. Who waits is
